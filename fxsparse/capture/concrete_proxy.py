@@ -1,0 +1,188 @@
+"""A proxy that knows the value its node has for the example.
+
+Python that asks for a plain number, a length or a truth value gets the example's; everything else is
+recorded. A tensor's *contents* are never known: asking for them is data-dependent control flow and is
+refused with the line that asked.
+"""
+
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+class SizeTuple(tuple):
+    """What `x.shape` is while tracing: one proxy a dimension, each knowing its number."""
+
+    def numel(self) -> Any:
+        return math.prod(self)
+
+
+_RANK = ("ndim", "ndimension", "dim")
+_SIZE = ("shape", "size")
+
+
+class ConcreteProxy(fx.Proxy):
+    """An `fx.Proxy` with the `value` (a fake tensor, a number, a container) of its node for the example."""
+
+    def __init__(self, node: fx.Node, tracer: Any, value: Any) -> None:
+        super().__init__(node, tracer)
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value) if not isinstance(self.value, Tensor) else f"ConcreteProxy({self.node.name})"
+
+    # -- attributes and methods ---------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("value", "node", "tracer"):  # not yet set: an unpickled or half-built proxy
+            raise AttributeError(name)
+        if isinstance(self.value, Tensor):
+            if name == "shape":
+                return self._sizes()
+            if name == "ndim":
+                return self.value.ndim
+        attribute = getattr(self.value, name)
+        if callable(attribute) and not isinstance(attribute, Tensor):
+            return _Method(self, name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def _sizes(self) -> SizeTuple:
+        return SizeTuple(self._size(dim) for dim in range(self.value.ndim))
+
+    def _size(self, dim: int) -> Any:
+        return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    # -- plain values -------------------------------------------------------------------------------------
+
+    def _plain(self, wanted: str) -> Any:
+        """The value, unless it is a tensor, whose contents tracing does not know."""
+        if isinstance(self.value, Tensor):
+            raise self.tracer.data_dependent(f"{wanted} of a tensor depends on its data")
+        return self.value
+
+    def __bool__(self) -> bool:
+        return bool(self._plain("the truth value"))
+
+    def __int__(self) -> int:
+        return int(self._plain("the integer value"))
+
+    def __index__(self) -> int:
+        return operator.index(self._plain("the integer value"))
+
+    def __float__(self) -> float:
+        return float(self._plain("the float value"))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
+
+    def __ceil__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __trunc__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.trunc, (self,), {})
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __format__(self, spec: str) -> str:
+        return repr(self) if isinstance(self.value, Tensor) else format(self.value, spec)
+
+    def __str__(self) -> str:
+        return repr(self) if isinstance(self.value, Tensor) else str(self.value)
+
+    def __hash__(self) -> int:
+        return id(self) if isinstance(self.value, (Tensor, list, dict, set)) else hash(self.value)
+
+    # -- containers ---------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.value, Mapping):
+            return iter(list(self.value))
+        return iter([self[index] for index in range(len(self.value))])
+
+    def __contains__(self, item: Any) -> bool:
+        if isinstance(self.value, Mapping):
+            return item in self.value
+        if isinstance(self.value, Tensor):
+            raise self.tracer.data_dependent("membership in a tensor depends on its data")
+        return any(item is element or item == element for element in self)
+
+    def keys(self) -> Any:  # fx.Proxy has a method of this name, for `**proxy`
+        return list(self.value.keys())
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _mapping_get(mapping: ConcreteProxy, key: Any, default: Any = None) -> Any:
+    return mapping[key] if key in mapping.value else default
+
+
+_MAPPING = {
+    "get": _mapping_get,
+    "keys": lambda mapping: list(mapping.value),
+    "values": lambda mapping: [mapping[key] for key in mapping.value],
+    "items": lambda mapping: [(key, mapping[key]) for key in mapping.value],
+}
+
+
+class _Method:
+    """A bound method of a proxy, recorded when it is called."""
+
+    def __init__(self, owner: ConcreteProxy, name: str) -> None:
+        self.owner = owner
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        owner, name = self.owner, self.name
+        if isinstance(owner.value, Tensor):
+            if name in _RANK:
+                return owner.value.ndim
+            if name in _SIZE and not args and not kwargs:
+                return owner._sizes()
+        if isinstance(owner.value, Mapping) and name in _MAPPING:
+            return _MAPPING[name](owner, *args)
+        return owner.tracer.create_proxy("call_method", name, (owner, *args), kwargs)
+
+
+def _define_in_place(name: str) -> None:
+    """`x += y` changes a tensor in place for everyone who holds it; fx alone would record `x = x + y`."""
+    target = getattr(operator, name)
+
+    def method(self: ConcreteProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    setattr(ConcreteProxy, f"__{name}__", method)
+
+
+for _name in (
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "imod",
+    "ipow",
+    "iand",
+    "ior",
+    "ixor",
+    "imatmul",
+):
+    _define_in_place(_name)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a node's value is handed to Python as it is: flags, names and kinds, never sizes."""
+    return value is None or isinstance(
+        value, (bool, str, torch.dtype, torch.layout, torch.memory_format, type, type(NotImplemented), slice)
+    )

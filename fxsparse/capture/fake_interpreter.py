@@ -1,0 +1,66 @@
+"""Runs a whole graph on fake tensors, for passes that need every node's value but none of its contents."""
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ..core.errors import InputError
+from ..core.records import record_of
+from .fake_values import FakeEvaluator, example_tensors
+
+
+class FakeInterpreter(fx.Interpreter):
+    """An `fx.Interpreter` without arithmetic or side effects; subclasses look at nodes in `run_node`."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, garbage_collect_values=True, graph=graph)
+        self.values = FakeEvaluator(root)
+
+    def run_example(self, example: tuple[tuple, dict[str, Any]]) -> Any:
+        """Runs the graph on tensors of the example's shapes and returns its (fake) output.
+
+        Raises:
+            InputError: naming the first node that fails and the shapes there.
+        """
+        with self.values.mode:
+            args, kwargs = example_tensors(example)
+        self._arguments = _bind(self.graph, args, kwargs)
+        return self.run()
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "placeholder":
+            return self._arguments[n]
+        if n.op == "output":
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        try:
+            return self.values.run(n.op, n.target, args, kwargs)
+        except Exception as error:
+            raise InputError(_failure(n, args, error)) from error
+
+
+def _bind(graph: fx.Graph, args: tuple, kwargs: dict[str, Any]) -> dict[fx.Node, Any]:
+    """What each placeholder receives when the captured forward is called with `args` and `kwargs`."""
+    positional = list(args)
+    named = dict(kwargs)
+    values: dict[fx.Node, Any] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        name = str(node.target)
+        if name.startswith("**"):
+            values[node] = named
+        elif name.startswith("*"):
+            values[node], positional = tuple(positional), []
+        elif name in named:
+            values[node] = named.pop(name)
+        elif positional:
+            values[node] = positional.pop(0)
+        else:
+            values[node] = node.args[0] if node.args else None
+    return values
+
+
+def _failure(node: fx.Node, args: tuple, error: Exception) -> str:
+    shapes = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, Tensor))
+    place = f" in {record_of(node).module}" if record_of(node).module else ""
+    reason = str(error).strip().split("\n")[0]
+    return f"node {node.name}{place} fails for inputs of shape {shapes or 'none'}: {reason}"

@@ -1,0 +1,84 @@
+"""Runs graph nodes on fake tensors: shapes, dtypes and strides without arithmetic or side effects.
+
+The tracer uses it to know the value that a node has for the example, the shape pass to annotate nodes.
+Parameters and buffers get one fake twin each, so that real ones (and BatchNorm's statistics) are never
+touched, and memory does not depend on the model's size.
+"""
+
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from ..core.graphs import attribute
+from ..core.records import TensorSpec
+
+
+class FakeEvaluator:
+    """Evaluates what a graph node stands for, on the fake twins of `root`'s tensors."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.running = False
+        self._twins: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def twin(self, tensor: Tensor) -> Tensor:
+        """The fake tensor that stands for a real one; the same for every call."""
+        if id(tensor) not in self._twins:
+            with self._evaluating():
+                # The real tensor is kept beside its twin: an id is only unique among living objects.
+                self._twins[id(tensor)] = (tensor, self.mode.from_tensor(tensor))
+        return self._twins[id(tensor)][1]
+
+    def twins(self, tree: Any) -> Any:
+        """`tree` with every real tensor in it replaced by its twin."""
+        return pytree.tree_map(lambda leaf: self.twin(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+    def run(self, kind: str, target: Any, args: tuple, kwargs: dict) -> Any:
+        """The value of one node, given the values of its arguments.
+
+        Args:
+            kind: an fx opcode except `placeholder` and `output`.
+            target: the node's target.
+            args, kwargs: values; tensors among them fake.
+        """
+        if kind == "get_attr":
+            with self._evaluating():
+                value = attribute(self.root, target)
+            return self.twin(value) if isinstance(value, Tensor) else value
+        with self._evaluating(), self.mode:
+            if kind == "call_function":
+                return target(*args, **kwargs)
+            if kind == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            module = self.root.get_submodule(target)
+            tensors = dict(module.named_parameters(remove_duplicate=False))
+            tensors |= dict(module.named_buffers(remove_duplicate=False))
+            twins = {name: self.twin(tensor) for name, tensor in tensors.items()}
+            return torch.func.functional_call(module, twins, args, kwargs, tie_weights=False)
+
+    @contextmanager
+    def _evaluating(self):
+        """While a value is computed, the tracer's patches stand aside, and BatchNorm takes batches of one."""
+        before, self.running = self.running, True
+        try:
+            with mock.patch.object(nn.functional, "_verify_batch_size", lambda size: None):
+                yield
+        finally:
+            self.running = before
+
+
+def example_tensors(example: tuple[tuple, dict[str, Any]]) -> Any:
+    """Uninitialised tensors in the shapes of a captured example, for passes that only need shapes."""
+
+    def tensor(leaf: Any) -> Any:
+        if not isinstance(leaf, TensorSpec):
+            return leaf
+        return torch.empty_strided(leaf.shape, leaf.stride, dtype=leaf.dtype, device=leaf.device)
+
+    return pytree.tree_map(tensor, example, is_leaf=lambda leaf: isinstance(leaf, TensorSpec))

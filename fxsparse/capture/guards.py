@@ -1,0 +1,177 @@
+"""What has to be arranged around a trace, because tracing runs the user's Python for real.
+
+`patched_python` makes Python that looks at types or makes tensors see proxies. `module_state_kept` puts
+back every attribute that `forward` set. `randomness_unchanged` notices random numbers that were drawn once,
+at trace time, and would be frozen in the graph.
+"""
+
+import builtins
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import _symbolic_trace as symbolic_trace
+
+from ..core.errors import CaptureError
+from .concrete_proxy import ConcreteProxy, SizeTuple
+
+FACTORIES = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "logspace",
+    "normal",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "scalar_tensor",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
+)
+"""Functions of `torch` that make a tensor from plain values: recorded, else their result would be frozen."""
+
+_plain_isinstance = builtins.isinstance
+
+
+def _isinstance(instance: Any, classes: Any) -> bool:
+    """`isinstance` to which a proxy is also what its value is."""
+    if type(instance) is ConcreteProxy:
+        return _plain_isinstance(instance, classes) or _plain_isinstance(instance.value, classes)
+    if type(instance) is SizeTuple:
+        return _plain_isinstance(instance, classes) or _plain_isinstance(torch.Size(()), classes)
+    return _plain_isinstance(instance, classes)
+
+
+@contextmanager
+def patched_python(tracer: Any) -> Iterator[None]:
+    """For the time of a trace: `isinstance` knows proxies, factories are recorded, lost regions refused."""
+
+    def recorded(factory: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if tracer.values.running:
+                return factory(*args, **kwargs)
+            return tracer.create_proxy("call_function", factory, args, kwargs)
+
+        return call
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if not tracer.values.running and any(type(arg) is ConcreteProxy for arg in args):
+            raise tracer.refused(
+                f"the autograd function {cls.__name__} is called inside a module that has weights; "
+                "call it from a submodule without weights, which is kept as one call"
+            )
+        return plain_apply.__func__(cls, *args, **kwargs)
+
+    def enter_autocast(region: torch.autocast) -> Any:
+        if not tracer.values.running:
+            raise tracer.refused("an autocast region inside forward would be lost; put autocast around the model")
+        return plain_autocast(region)
+
+    plain_apply = torch.autograd.Function.__dict__["apply"]
+    plain_autocast = torch.autocast.__enter__
+    with ExitStack() as stack:
+        for name in FACTORIES:
+            stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
+        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
+        stack.enter_context(mock.patch.object(torch.autocast, "__enter__", enter_autocast))
+        # Functions kept whole for plain tracing by torch.fx.wrap are seen through: weights may be inside.
+        for registry in ("_wrapped_fns_to_patch", "_wrapped_methods_to_patch"):
+            empty = type(getattr(symbolic_trace, registry))()
+            stack.enter_context(mock.patch.object(symbolic_trace, registry, empty))
+        stack.enter_context(torch.enable_grad())
+        builtins.isinstance = _isinstance
+        try:
+            yield
+        finally:
+            builtins.isinstance = _plain_isinstance
+
+
+def _contents(value: Any) -> Any:
+    """A shallow copy of a container, or the value itself."""
+    return value.copy() if type(value) in (dict, list, set) or hasattr(value, "move_to_end") else value
+
+
+@contextmanager
+def module_state_kept(root: nn.Module) -> Iterator[dict[str, list[str]]]:
+    """Restores every attribute of every submodule afterwards, and says what had changed.
+
+    Yields:
+        A dict that is filled on leaving: `"buffers"` names buffers that were assigned anew, `"attributes"`
+        plain attributes (numbers, strings, flags) that `forward` changed.
+    """
+    before = [
+        (name, module, {key: (value, _contents(value)) for key, value in module.__dict__.items()})
+        for name, module in root.named_modules()
+    ]
+    changed: dict[str, list[str]] = {"buffers": [], "attributes": []}
+    try:
+        yield changed
+    finally:
+        for name, module, saved in before:
+            prefix = f"{name}." if name else ""
+            for key, value in module.__dict__.items():
+                old = saved.get(key, (None, None))[0]
+                if type(value) in (bool, int, float, str) and (type(old) is not type(value) or old != value):
+                    changed["attributes"].append(prefix + key)
+            buffers = saved["_buffers"][1]
+            changed["buffers"] += [prefix + key for key in buffers if module._buffers.get(key) is not buffers[key]]
+            module.__dict__.clear()
+            for key, (value, contents) in saved.items():
+                if contents is not value:
+                    _refill(value, contents)
+                module.__dict__[key] = value
+
+
+def _refill(container: Any, contents: Any) -> None:
+    container.clear()
+    container.extend(contents) if isinstance(container, list) else container.update(contents)
+
+
+def _random_states() -> tuple:
+    numpy_state = np.random.get_state(legacy=True)
+    return random.getstate(), numpy_state[1].tobytes(), numpy_state[2], torch.get_rng_state()
+
+
+@contextmanager
+def randomness_unchanged(what: str) -> Iterator[None]:
+    """Refuses a trace that drew real random numbers outside the graph; the generators are put back."""
+    before = _random_states()
+    numpy_before = np.random.get_state(legacy=True)
+    try:
+        yield
+        after = _random_states()
+        drawn = [
+            name
+            for name, moved in {
+                "Python's random": before[0] != after[0],
+                "numpy.random": before[1:3] != after[1:3],
+                "torch": not torch.equal(before[3], after[3]),
+            }.items()
+            if moved
+        ]
+        if drawn:
+            raise CaptureError(
+                f"cannot capture {what}: its forward draws from {' and '.join(drawn)} outside the graph, so the "
+                "numbers would be frozen; draw them with torch functions such as torch.rand"
+            )
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(numpy_before)
+        torch.set_rng_state(before[3])
+
+
+def contains_proxy(value: Any) -> bool:
+    """Whether a tensor-like value left over from tracing is a proxy."""
+    return type(value) is ConcreteProxy and isinstance(value.value, Tensor)

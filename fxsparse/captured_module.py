@@ -1,0 +1,144 @@
+"""A captured model as an ordinary module: the model's own tree, run by graphs instead of by its `forward`."""
+
+import copy
+from typing import Any
+
+from torch import fx, nn
+
+from .core.errors import CaptureError
+from .core.graphs import pack_graph, unpack_graph
+from .core.records import Captured
+
+_REBUILT = ("_graph", "_graphs", "_code", "_lineno_map", "_prologue_start", "forward_train", "forward_eval")
+"""Attributes that are made anew from the graphs when a module is copied or unpickled."""
+
+
+class CapturedModule(fx.GraphModule):
+    """A `torch.fx.GraphModule` over a captured model, right in train and in eval mode.
+
+    Parameters, buffers and submodules are those of the captured copy, all of them and in its order, so
+    `state_dict` keys are the model's. Where `forward` does something else in train mode than in eval mode
+    (auxiliary heads, functional dropout), there are two graphs, and `train()` and `eval()` switch between
+    them; `graph` and `code` are those of the present mode.
+    """
+
+    def __init__(self, captured: Captured) -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name=captured.name)
+        _refuse_name_clashes(captured, _defining_class(self))
+        for key, value in captured.model.__dict__.items():
+            if key in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"):
+                self.__dict__[key] = value
+            elif key not in self.__dict__:
+                self.__dict__[key] = value  # plain attributes: constants that the graph may read
+        self.example = captured.example
+        self.capture = captured.mechanism
+        self.notes = list(captured.notes)
+        self._graphs = dict(captured.graphs)
+        self.recompile()
+
+    # -- two graphs, one module ---------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the present mode. Call `recompile()` after changing it."""
+        graphs = self.__dict__.get("_graphs")
+        return graphs[self._mode()] if graphs else self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        """Replaces the graph of the present mode; of both, where they share one."""
+        graphs = self.__dict__.get("_graphs")
+        if graphs:
+            old = graphs[self._mode()]
+            self._graphs = {mode: graph if g is old else g for mode, g in graphs.items()}
+        self._graph = graph
+        graph.owning_module = self
+        self.recompile()
+
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """`"train"` and `"eval"`: the graphs of both modes, the same object where they do not differ."""
+        return dict(self._graphs)
+
+    def train(self, mode: bool = True) -> "CapturedModule":
+        super().train(mode)
+        if "_graphs" in self.__dict__:
+            self._graph = self._graphs[self._mode()]
+        return self
+
+    def recompile(self) -> Any:
+        """Compiles the Python code of both graphs."""
+        graphs = self.__dict__.get("_graphs")
+        if not graphs:
+            return super().recompile()
+        own_class = type(self)
+        for mode in ("train", "eval"):
+            self._graph = graphs[mode]
+            self._graph.owning_module = self
+            code = super().recompile()
+            setattr(own_class, f"forward_{mode}", own_class.forward)
+        if graphs["train"] is not graphs["eval"]:
+            own_class.forward = _forward_by_mode
+        self._graph = graphs[self._mode()]
+        return code
+
+    def _mode(self) -> str:
+        return "train" if self.training else "eval"
+
+    # -- copying ------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key not in _REBUILT}
+        shared = self._graphs["train"] is self._graphs["eval"]
+        state["packed_graphs"] = {
+            mode: pack_graph(graph) for mode, graph in self._graphs.items() if mode == "eval" or not shared
+        }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        packed = state.pop("packed_graphs")
+        super().__setstate__(state)
+        graphs = {mode: unpack_graph(rows) for mode, rows in packed.items()}
+        self._graphs = {"train": graphs.get("train", graphs["eval"]), "eval": graphs["eval"]}
+        self.recompile()
+
+    def __reduce__(self) -> tuple:
+        return _empty_instance, (_defining_class(self),), self.__getstate__()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return self.__reduce__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CapturedModule":
+        own = _empty_instance(_defining_class(self))
+        memo[id(self)] = own
+        own.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return own
+
+    def __copy__(self) -> "CapturedModule":
+        own = _empty_instance(_defining_class(self))
+        own.__setstate__(self.__getstate__())
+        return own
+
+
+def _forward_by_mode(self: CapturedModule, *args: Any, **kwargs: Any) -> Any:
+    if self.training:
+        return self.forward_train(*args, **kwargs)
+    return self.forward_eval(*args, **kwargs)
+
+
+def _defining_class(module: fx.GraphModule) -> type[CapturedModule]:
+    """The class as written, without the one that `GraphModule` makes for every instance."""
+    return next(cls for cls in type(module).__mro__ if "GraphModuleImpl" not in cls.__qualname__)
+
+
+def _empty_instance(cls: type[CapturedModule]) -> CapturedModule:
+    return cls.__new__(cls)
+
+
+def _refuse_name_clashes(captured: Captured, cls: type) -> None:
+    """An attribute of the model under the name of one of ours would be hidden from the graph."""
+    model = captured.model
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if hasattr(cls, name) and not hasattr(nn.Module, name):
+            raise CaptureError(f"{captured.name}.{name} has the name of an attribute of {cls.__name__}; rename it")

@@ -1,0 +1,65 @@
+"""Arguments that a graph took as constants, and the node that checks them at every call.
+
+A graph is captured for one example. Tensors stay free; a flag, a number, `None`, or the keys of a dict are
+baked in, so a later call must bring the same ones.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+def structure_of(value: Any) -> Any:
+    """A plain description of an argument: `"tensor"`, `("=", constant)`, or a container of descriptions."""
+    if isinstance(value, Tensor):
+        return "tensor"
+    if isinstance(value, dict):
+        return ("dict", {str(key): structure_of(item) for key, item in value.items()})
+    if isinstance(value, (tuple, list)):
+        return ("sequence", tuple(structure_of(item) for item in value))
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return ("=", value)
+    return ("type", type(value).__name__)
+
+
+def structure_is_constant(value: Any) -> bool:
+    """Whether an argument holds no tensor, so that tracing may use it as it is."""
+    if isinstance(value, (tuple, list)):
+        return all(structure_is_constant(item) for item in value)
+    if isinstance(value, dict):
+        return all(structure_is_constant(item) for item in value.values())
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
+
+
+def check_argument(value: Any, structure: Any, name: str) -> None:
+    """A node at the head of a graph: the argument must be what the example had, where that was baked in.
+
+    Raises:
+        InputError: naming the argument, what it was for the example and what it is now.
+    """
+    if structure == "tensor":
+        if not isinstance(value, Tensor):
+            raise InputError(f"argument {name}: the graph was captured with a tensor, got {value!r}")
+        return
+    kind, expected = structure
+    if kind == "=" and (type(value) is not type(expected) or value != expected):
+        got = "a tensor" if isinstance(value, Tensor) else repr(value)
+        raise InputError(
+            f"argument {name}: the graph was captured with {expected!r}, got {got}; capture again with an example "
+            "that has it"
+        )
+    if kind == "dict":
+        if not isinstance(value, dict) or {str(key) for key in value} != set(expected):
+            raise InputError(f"argument {name}: the graph was captured with a dict of {sorted(expected)}")
+        for key, item in value.items():
+            check_argument(item, expected[str(key)], f"{name}[{key!r}]")
+    if kind == "sequence":
+        if not isinstance(value, (tuple, list)) or len(value) != len(expected):
+            raise InputError(f"argument {name}: the graph was captured with a sequence of {len(expected)}")
+        for index, (item, part) in enumerate(zip(value, expected, strict=True)):
+            check_argument(item, part, f"{name}[{index}]")
+    if kind == "type" and type(value).__name__ != expected:
+        raise InputError(f"argument {name}: the graph was captured with a {expected}, got {type(value).__name__}")

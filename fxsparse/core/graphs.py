@@ -1,0 +1,109 @@
+"""Small tools on `fx.Graph`: plain data from a graph and back, operands, parameters."""
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .arguments import check_argument
+from .records import META_KEY
+
+
+@dataclass(frozen=True)
+class NodeReference:
+    """Stands for a node among packed arguments."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class OperatorReference:
+    """Stands for a `torch.ops` operator, which does not pickle, by its qualified name."""
+
+    name: str
+
+
+def pack_graph(graph: fx.Graph) -> list[tuple]:
+    """A graph as plain data, `(op, name, target, args, kwargs, record)` a node; pickles and compares."""
+    rows = []
+    for node in graph.nodes:
+        args, kwargs = fx.node.map_aggregate(
+            (node.args, node.kwargs), lambda a: NodeReference(a.name) if isinstance(a, fx.Node) else a
+        )
+        target = node.target
+        if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+            target = OperatorReference(str(target))
+        rows.append((node.op, node.name, target, args, kwargs, node.meta.get(META_KEY)))
+    return rows
+
+
+def unpack_graph(rows: list[tuple]) -> fx.Graph:
+    """The graph that `pack_graph` took apart; node names are kept."""
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+
+    def resolve(value: Any) -> Any:
+        return nodes[value.name] if isinstance(value, NodeReference) else value
+
+    for op, name, target, args, kwargs, record in rows:
+        if isinstance(target, OperatorReference):
+            target = _operator(target.name)
+        args, kwargs = fx.node.map_aggregate((args, kwargs), resolve)
+        node = graph.create_node(op, target, tuple(args), dict(kwargs), name=name)
+        if record is not None:
+            node.meta[META_KEY] = record
+        nodes[name] = node
+    return graph
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same node names and records."""
+    return unpack_graph(pack_graph(graph))
+
+
+def _operator(name: str) -> Any:
+    found: Any = torch.ops
+    for atom in name.split("."):
+        found = getattr(found, atom)
+    return found
+
+
+def operand(node: fx.Node, position: int, keyword: str) -> Any:
+    """An argument of a call, wherever it was given."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(keyword)
+
+
+def attribute(root: nn.Module, target: str) -> Any:
+    """The attribute of `root` with the qualified name `target`."""
+    value: Any = root
+    for atom in target.split("."):
+        value = getattr(value, atom)
+    return value
+
+
+def operation_name(node: fx.Node) -> str:
+    """The short name of what a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+_IN_PLACE_FUNCTIONS = frozenset(
+    [
+        operator.setitem,
+        *(getattr(operator, n) for n in dir(operator) if n.startswith("i") and n.endswith("__")),
+    ]
+)
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether running a node does more than compute its result, going by torch's naming conventions."""
+    if node.op == "call_function":
+        return node.target in (check_argument, *_IN_PLACE_FUNCTIONS) or _ends_in_place(operation_name(node))
+    if node.op == "call_method":
+        return _ends_in_place(str(node.target))
+    return node.op != "get_attr"
+
+
+def _ends_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")

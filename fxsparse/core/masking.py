@@ -1,0 +1,83 @@
+"""`apply_mask`, the one operation that fxsparse puts into a graph, and the masks it is given.
+
+A plain `weight * mask` cannot train RigL: its backward pass gives positions outside the mask no gradient,
+and those gradients are what RigL grows by. `apply_mask` multiplies in the forward pass and lets a flag
+decide what the backward pass hands to `weight.grad`: the masked gradient on ordinary steps, the dense
+gradient (the loss gradient with respect to the *masked* weight, at all positions) on update steps.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """weight, mask -> weight * mask; the backward pass masks the gradient unless `dense_gradient`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor, dense_gradient: bool) -> Tensor:
+        return weight * mask
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _, mask, ctx.dense_gradient = inputs
+        if not ctx.dense_gradient:
+            ctx.save_for_backward(mask)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        if ctx.dense_gradient:
+            return gradient, None, None
+        (mask,) = ctx.saved_tensors
+        return gradient * mask, None, None
+
+
+def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool = False) -> Tensor:
+    """The masked weight, `weight * mask`, as the convolutions and linears of a sparse graph see it.
+
+    Args:
+        weight: any shape, floating point.
+        mask: bool, the same shape; True keeps a position.
+        dense_gradient: whether `weight` receives the gradient of every position (update steps) or only
+            that of the active ones. A plain Python bool, so that a compiler sees two variants and no more.
+
+    Returns:
+        A new tensor of the weight's shape and dtype.
+    """
+    return _MaskedWeight.apply(weight, mask, dense_gradient)
+
+
+def floor_count(fraction: float, count: int) -> int:
+    """`floor(fraction * count)`, with the product taken as the number that was meant.
+
+    `0.29 * 100` is 28.999999999999996 in floating point; the answer is 29. Only products that are an
+    integer up to the rounding of a few operations are affected.
+    """
+    product = fraction * count
+    nearest = round(product)
+    if abs(product - nearest) <= 1e-9 + 1e-13 * abs(product):
+        return nearest
+    return math.floor(product)
+
+
+def seeded_generator(seed: int, *labels: object) -> torch.Generator:
+    """A CPU generator whose stream depends on `seed` and `labels` alone.
+
+    Every random choice of fxsparse draws from one of these, keyed by what is chosen (a site's name, a
+    step), so that it does not depend on the order of the sites, the device, the rank or the user's own
+    random numbers.
+    """
+    key = "/".join(str(part) for part in (seed, *labels)).encode()
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "little"))
+
+
+def random_mask(shape: torch.Size, sparsity: float, generator: torch.Generator) -> Tensor:
+    """A bool mask with exactly `floor(sparsity * numel)` positions False, drawn without replacement (CPU)."""
+    mask = torch.ones(shape, dtype=torch.bool)
+    removed = floor_count(sparsity, mask.numel())
+    mask.view(-1)[torch.randperm(mask.numel(), generator=generator)[:removed]] = False
+    return mask

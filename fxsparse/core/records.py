@@ -1,0 +1,143 @@
+"""The typed records that passes write and read. Plain, serialisable, keyed by qualified names."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+META_KEY = "fxsparse"
+"""The one key of `node.meta` that fxsparse uses; it holds a `NodeRecord`."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a tensor without its contents; strides in elements."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stride: tuple[int, ...]
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorSpec":
+        strided = tensor.layout == torch.strided
+        return cls(tuple(tensor.shape), tensor.dtype, tuple(tensor.stride()) if strided else (), tensor.device)
+
+
+def specs_of(tree: Any) -> Any:
+    """`tree` with every tensor replaced by its `TensorSpec`."""
+    return pytree.tree_map(lambda leaf: TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """What the passes know of one node.
+
+    Attributes:
+        module: qualified name of the submodule whose forward made the node; empty for the root.
+        spec: `TensorSpec`, a number, or a container of them; None until shapes are annotated.
+    """
+
+    module: str = ""
+    spec: Any = None
+
+
+def record_of(node: fx.Node) -> NodeRecord:
+    return node.meta.get(META_KEY, NodeRecord())
+
+
+def update_record(node: fx.Node, **changes: Any) -> None:
+    node.meta[META_KEY] = replace(record_of(node), **changes)
+
+
+@dataclass(frozen=True)
+class SiteUse:
+    """One graph node that uses a site as its weight.
+
+    Attributes:
+        mode: the graph the node is in, `"eval"` or `"train"` (`"eval"` where both modes share one graph).
+        node: the node's name.
+        operation: `"conv2d"`, `"linear"`, ... (`core/operations.py`).
+        module: qualified name of the submodule that makes the call.
+    """
+
+    mode: str
+    node: str
+    operation: str
+    module: str
+
+
+@dataclass(frozen=True)
+class WeightSite:
+    """One maskable parameter and every node that uses it as a weight. Identity is the Parameter object.
+
+    Attributes:
+        name: the parameter's first qualified name; its mask is the buffer `<name>_mask`.
+        shape: the weight's shape, torch order `(out, in, *kernel)`, `in` per group.
+        uses: in execution order, the eval graph's before those that only the train graph has.
+        aliases: further qualified names of the same Parameter.
+        owner: type of the module that holds the parameter.
+        depthwise: whether every use is a convolution with one input channel per group, and several groups.
+        tied_embedding: whether the parameter is also an embedding table.
+        frozen: whether the parameter does not require a gradient.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    uses: tuple[SiteUse, ...]
+    aliases: tuple[str, ...] = ()
+    owner: type = object
+    depthwise: bool = False
+    tied_embedding: bool = False
+    frozen: bool = False
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def mask_name(self) -> str:
+        return f"{self.name}_mask"
+
+    @property
+    def operation(self) -> str:
+        return self.uses[0].operation
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """A matrix-shaped parameter that has no mask, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass
+class Captured:
+    """A model and its graphs, as a capture mechanism hands them to the passes.
+
+    Attributes:
+        name: class name of the user's model.
+        model: the private copy of the user's model; the graphs refer to its submodules and parameters.
+        graphs: `"train"` and `"eval"`; the same object under both names where the modes do not differ.
+        example: `(args, kwargs)` with a `TensorSpec` in place of every tensor.
+        mechanism: how the graphs were made; for the report.
+        notes: what the user should know, a sentence each.
+    """
+
+    name: str
+    model: torch.nn.Module
+    graphs: dict[str, fx.Graph]
+    example: tuple[tuple, dict[str, Any]]
+    mechanism: str
+    notes: list[str] = field(default_factory=list)
+
+    def distinct_graphs(self) -> Iterator[tuple[str, fx.Graph]]:
+        """`("eval", graph)`, then `("train", graph)` if training has a graph of its own."""
+        yield "eval", self.graphs["eval"]
+        if self.graphs["train"] is not self.graphs["eval"]:
+            yield "train", self.graphs["train"]

@@ -1,0 +1,86 @@
+"""The drop and grow rules, as pure functions on tensors.
+
+All of them select an exact number of positions, known in advance, without sorting and without looking at a
+value on the host. Ties are broken by flat index, so the result does not depend on the algorithm, the
+device or the number of threads.
+"""
+
+import torch
+from torch import Tensor
+
+
+def select(score: Tensor, candidates: Tensor, count: int, *, largest: bool) -> Tensor:
+    """Exactly `count` of the candidates with the largest (or smallest) scores.
+
+    Args:
+        score: any shape, floating point, no NaN among the candidates.
+        candidates: bool, the same shape; at least `count` of them True.
+        count: number of positions to select.
+        largest: True selects the largest scores, and among equal ones the lowest flat indices; False the
+            smallest, and among equal ones the highest flat indices.
+
+    Returns:
+        bool, the same shape, with `count` positions True.
+    """
+    if count == 0:
+        return torch.zeros_like(candidates)
+    flat = score.reshape(-1)
+    eligible = candidates.reshape(-1)
+    outside = float("-inf") if largest else float("inf")
+    flat = torch.where(eligible, flat, outside)
+    best = torch.topk(flat, count, largest=largest, sorted=False).values
+    threshold = best.amin() if largest else best.amax()
+    beyond = eligible & (flat > threshold if largest else flat < threshold)
+    tied = eligible & (flat == threshold)
+    if not largest:
+        tied = tied.flip(0)
+    rank = tied.cumsum(0, dtype=torch.int64)
+    taken = tied & (rank <= count - beyond.sum())
+    if not largest:
+        taken = taken.flip(0)
+    return (beyond | taken).view(candidates.shape)
+
+
+def drop_smallest(weight: Tensor, mask: Tensor, k: int) -> Tensor:
+    """`mask` without its k active weights of least magnitude (paper, Algorithm 1: `ArgTopK(-|theta|, k)`).
+
+    Ties go to the highest flat index dropped first. Shapes: all alike; returns bool.
+    """
+    return mask & ~select(weight.abs(), mask, k, largest=False)
+
+
+def grow_largest(score: Tensor, kept: Tensor, k: int) -> Tensor:
+    """`kept` plus the k inactive positions of largest `score`; ties go to the lowest flat index."""
+    return kept | select(score, ~kept, k, largest=True)
+
+
+def rigl_update(weight: Tensor, grad: Tensor, mask: Tensor, k: int) -> Tensor:
+    """RigL: drop the k smallest weights, grow the k largest gradients (Evci et al. 2020, Algorithm 1).
+
+    A position dropped here may grow straight back: it then stands in both masks and its weight is left
+    untouched by the runtime.
+
+    Args:
+        weight: any shape; only magnitudes where `mask` is True matter.
+        grad: the dense gradient with respect to the masked weight, the same shape, finite.
+        mask: bool, the same shape.
+        k: number of connections to drop and to grow, at most the number of active ones.
+
+    Returns:
+        The new mask: bool, the same shape and the same number of active positions.
+    """
+    return grow_largest(grad.abs(), drop_smallest(weight, mask, k), k)
+
+
+def set_update(weight: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """SET: drop the k smallest weights, grow k inactive positions at random (Mocanu et al. 2018).
+
+    Args:
+        generator: a CPU generator; the draw happens on the CPU, so that it is the same on every device
+            and, with the same seed, on every rank.
+
+    Returns:
+        The new mask: bool, the weight's shape and the same number of active positions.
+    """
+    lottery = torch.rand(mask.shape, generator=generator, dtype=torch.float64).to(mask.device)
+    return grow_largest(lottery, drop_smallest(weight, mask, k), k)

@@ -1,0 +1,183 @@
+"""`SparseModule`: a captured model whose weights go through masks."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .captured_module import CapturedModule
+from .core.errors import RuntimeStateError, SelectionError
+from .core.masking import random_mask, seeded_generator
+from .core.records import Captured, Uncovered, WeightSite
+from .flops import FlopReport, count_module
+from .passes.insert_masks import GATE, insert_masks
+from .passes.remove_masks import remove_masks
+from .report import report
+from .runtime.methods import Method
+from .runtime.rewirer import Rewirer
+from .runtime.schedule import UpdateSchedule
+
+
+class SparseModule(CapturedModule):
+    """A masked `torch.fx.GraphModule` that trains in the user's own loop. Made by `fxsparse.sparsify`.
+
+    Attributes:
+        sites: the masked weights (`WeightSite`), in execution order.
+        uncovered: every other matrix-shaped parameter, with the reason.
+        dense_names: sites that were asked to stay at density 1.
+        method: the training method that `attach` will run.
+    """
+
+    def __init__(
+        self,
+        captured: Captured,
+        sites: Sequence[WeightSite],
+        uncovered: Sequence[Uncovered],
+        sparsities: Mapping[str, float],
+        method: Method,
+        schedule_options: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        _refuse_existing_masks(captured.model, sites)
+        insert_masks(captured, sites)
+        super().__init__(captured)
+        self.sites = tuple(sites)
+        self.uncovered = tuple(uncovered)
+        self.target_sparsities = dict(sparsities)
+        self.method = method
+        self.schedule_options = dict(schedule_options)
+        self.seed = seed
+        self.dense_gradient = False
+        self._rewirer: Rewirer | None = None
+        for site in self.sites:
+            weight = self.get_parameter(site.name)
+            owner, _, parameter = site.name.rpartition(".")
+            mask = self._initial_mask(site, weight, sparsities[site.name])
+            self.get_submodule(owner).register_buffer(f"{parameter}_mask", mask)
+        self.apply_masks_()
+
+    def _initial_mask(self, site: WeightSite, weight: Tensor, sparsity: float) -> Tensor:
+        if weight.is_meta:
+            return torch.empty(weight.shape, dtype=torch.bool, device="meta")
+        generator = seeded_generator(self.seed, "mask", site.name)
+        return random_mask(weight.shape, sparsity, generator).to(weight.device)
+
+    # -- what is masked -----------------------------------------------------------------------------------
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """Weight name -> bool mask of the weight's shape, in execution order. Change in place only."""
+        return MappingProxyType({site.name: self.get_buffer(site.mask_name) for site in self.sites})
+
+    @property
+    def active_counts(self) -> dict[str, int]:
+        """Weight name -> number of active weights."""
+        return {name: int(mask.sum()) for name, mask in self.masks.items()}
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Weight name -> fraction of its elements that are active now."""
+        counts = self.active_counts
+        return {site.name: counts[site.name] / site.numel for site in self.sites}
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the elements of all sites that are masked out now."""
+        return 1.0 - sum(self.active_counts.values()) / sum(site.numel for site in self.sites)
+
+    @torch.no_grad()
+    def apply_masks_(self) -> None:
+        """Sets every inactive weight to exactly 0 in storage."""
+        for site in self.sites:
+            self.get_parameter(site.name).masked_fill_(~self.get_buffer(site.mask_name), 0)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `nn.Module.load_state_dict`; inactive weights are set to 0 afterwards.
+
+        A dense model's checkpoint loads with `strict=False`; the masks stay as they are.
+        """
+        result = super().load_state_dict(state_dict, strict, assign)
+        self.apply_masks_()
+        return result
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def schedule(self, total_steps: int) -> UpdateSchedule:
+        """When and how much this module rewires in a run of `total_steps` optimizer steps."""
+        return UpdateSchedule.for_run(total_steps, **self.schedule_options)
+
+    def attach(
+        self, optimizer: torch.optim.Optimizer, total_steps: int, *, update_weights_first: bool = False
+    ) -> Rewirer:
+        """Lets the method rewire the masks through `optimizer`'s step hooks; the user's loop stays as it is.
+
+        Args:
+            optimizer: built from this module's parameters, holding every site's.
+            total_steps: length of the run in optimizer steps; rewiring stops at `stop_fraction` of it.
+            update_weights_first: on update steps, let the optimizer step before rewiring (default: rewiring
+                takes the place of the weight update, as in the paper's Algorithm 1).
+
+        Raises:
+            RuntimeStateError: an optimizer that lacks this module's weights, or a second `attach`.
+        """
+        if self._rewirer is not None:
+            raise RuntimeStateError("this module already has a rewirer; call rewirer.detach() before attaching anew")
+        rewirer = Rewirer(self, optimizer, self.method, self.schedule(total_steps), self.seed, update_weights_first)
+        self._rewirer = rewirer
+        return rewirer
+
+    # -- reports and rewrites -----------------------------------------------------------------------------
+
+    def flops(self) -> FlopReport:
+        """What a forward pass of the example costs, dense and at the present densities."""
+        return count_module(self, self.active_counts)
+
+    def training_flops_ratio(self, total_steps: int) -> float:
+        """Planned FLOPs of a training run over those of a dense run of the same length.
+
+        A step costs `3 f_s`, one with dense gradients `2 f_s + f_d` (paper, appendix on FLOPs); the steps
+        are those of the schedule. `f_s` and `f_d` are the forward FLOPs, sparse and dense.
+        """
+        ratio = self.flops().ratio
+        dense_steps = self.method.dense_gradient_steps(self.schedule(total_steps), total_steps)
+        return ratio + dense_steps / total_steps * (1.0 - ratio) / 3.0
+
+    def report(self) -> str:
+        """A table of all sites and of what has no mask, for a person to read."""
+        return report(self)
+
+    def fold(self) -> CapturedModule:
+        """A copy without masks, the zeros in its weights: plain keys, any mode, no runtime."""
+        own = copy.deepcopy(self)
+        tree = nn.Module()
+        tree.__dict__.update(own.__dict__)
+        for site in self.sites:
+            owner, _, mask = site.mask_name.rpartition(".")
+            del tree.get_submodule(owner)._buffers[mask]
+        graphs = {mode: remove_masks(graph) for mode, graph in own.graphs.items()}
+        if own.graphs["train"] is own.graphs["eval"]:
+            graphs["train"] = graphs["eval"]
+        return CapturedModule(Captured(self._get_name(), tree, graphs, self.example, self.capture, self.notes))
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> nn.Module:
+        """Copies the masked weights and all buffers into a model of the original class, and returns it."""
+        self.apply_masks_()
+        masks = {site.mask_name for site in self.sites}
+        model.load_state_dict({key: value for key, value in self.state_dict().items() if key not in masks})
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_rewirer": None, GATE: False}
+
+
+def _refuse_existing_masks(model: nn.Module, sites: Sequence[WeightSite]) -> None:
+    for site in sites:
+        owner, _, mask = site.mask_name.rpartition(".")
+        if hasattr(model.get_submodule(owner), mask):
+            raise SelectionError(
+                f"{site.mask_name} already exists: is the model sparsified or pruned already? Start from the plain one"
+            )

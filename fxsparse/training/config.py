@@ -1,0 +1,209 @@
+"""Every option of a training run, its default and what it may be.
+
+`TrainConfig` is the one place where an option is named: the command line, the checks, `config.json` and the
+check for contradicting flags on `--resume` all read its fields. An option that depends on the data set is
+None here; `resolved()` fills it in from `recipes.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from fxsparse.core.errors import ConfigError, nearest
+from fxsparse.training.options import Option, check_choice, option, options_of
+from fxsparse.training.recipes import recipe_for
+
+
+def method_names() -> list[str]:
+    """The methods that `sparsify` knows."""
+    import fxsparse
+
+    return list(fxsparse.methods())
+
+
+def model_names() -> list[str]:
+    """The networks that `fxsparse.models.build` knows."""
+    from fxsparse import models
+
+    return list(models.names())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The options of one run; a wrong value raises `ConfigError` when the object is made.
+
+    Lengths are in optimizer steps unless they say epochs; fractions are shares of the whole run.
+    """
+
+    # what to train
+    model: str | None = option(None, "network: one of models/, or a torchvision classification model")
+    model_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "keyword arguments of the network, as KEY=VALUE"}
+    )
+    data: str = option("digits", "data set: digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH")
+    data_root: str = option("data", "folder that holds the data sets", changeable=True)
+    image_size: int | None = option(
+        None, "side of the images in pixels, of an imagefolder", within="[1, inf)"
+    )
+    validation: int = option(0, "training images held out (the report: 5000)", within="[0, inf)")
+    split_seed: int = option(0, "seed that draws them", within="[0, inf)")
+
+    # sparsity
+    method: str = option("rigl", "how the masks come about", choices=method_names)
+    sparsity: float = option(0.9, "share of the weights that is removed", within="[0, 1)")
+    distribution: str = option("erk", "how sparsity is spread over the layers: erk, er, uniform")
+    drop_fraction: float = option(0.3, "share of the weights dropped at the first rewiring", within="[0, 1]")
+    update_interval: int | None = option(None, "steps between rewirings", within="[1, inf)")
+    stop_fraction: float = option(0.75, "share of the run after which masks stay", within="[0, 1]")
+    decay: str = option("cosine", "how the drop fraction falls over the run")
+    include: tuple[str, ...] | None = option(
+        None, "mask only these weights: names, globs, first, last, depthwise"
+    )
+    exclude: tuple[str, ...] = option((), "leave these weights unmasked and out of the budget")
+    dense: tuple[str, ...] = option((), "keep these weights dense inside the budget")
+    verify: bool = option(True, "check the rewritten graph against the eager model first")
+
+    # optimisation
+    epochs: int | None = option(None, "length in passes over the training set", within="[1, inf)")
+    steps: int | None = option(None, "length in optimizer steps, instead of epochs", within="[1, inf)")
+    batch_size: int | None = option(None, "images a step", within="[1, inf)")
+    optimizer: str = option("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
+    lr: float | None = option(None, "learning rate", within="[0, inf)")
+    momentum: float = option(0.9, "momentum of sgd", within="[0, 1)")
+    nesterov: bool = option(False, "Nesterov momentum")
+    weight_decay: float | None = option(None, "weight decay", within="[0, inf)")
+    schedule: str = option("step", "learning-rate schedule", choices=("step", "cosine", "constant"))
+    milestones: tuple[float, ...] = option(
+        (0.3072, 0.6144, 0.9216),  # steps 30,000, 60,000 and 90,000 of the report's 97,656
+        "where schedule step lowers the rate: shares of the run (below 1) or steps",
+        within="(0, inf)",
+    )
+    gamma: float = option(0.2, "factor at each milestone", within="(0, 1]")
+    warmup_steps: int = option(0, "steps of linear learning-rate warm-up", within="[0, inf)")
+    label_smoothing: float = option(0.0, "label smoothing", within="[0, 1)")
+    flip: bool | None = option(None, "mirror training images at random")
+    crop: int | None = option(None, "pad by so many pixels and crop at random", within="[0, inf)")
+
+    # execution
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", changeable=True)
+    amp: str = option("none", "automatic mixed precision", choices=("none", "bf16", "fp16"))
+    compile: bool = option(False, "train through torch.compile")
+    threads: int | None = option(
+        None,
+        "CPU threads of torch; another number can change the last bits",
+        within="[1, inf)",
+        changeable=True,
+    )
+    workers: int | None = option(None, "processes that read images", within="[0, inf)", changeable=True)
+    seed: int = option(0, "seed of weights, masks and data order", within="[0, inf)")
+
+    # records
+    log_interval: int = option(20, "steps between training records and NaN checks", within="[1, inf)")
+    eval_interval: int | None = option(
+        None,
+        "steps between evaluations; by default an epoch or a 50th of the run, the longer",
+        within="[1, inf)",
+    )
+    checkpoint_interval: int | None = option(
+        None, "steps between checkpoints; by default as evaluations", within="[1, inf)", changeable=True
+    )
+    keep_checkpoints: int = option(
+        1, "newest checkpoints kept; 0 keeps all", within="[0, inf)", changeable=True
+    )
+    tensorboard: bool = option(True, "write TensorBoard events where it is installed", changeable=True)
+    plots: bool = option(True, "draw pictures where matplotlib is installed", changeable=True)
+
+    def __post_init__(self) -> None:
+        for name, entry in config_options().items():
+            object.__setattr__(self, name, entry.check(getattr(self, name)))
+        self._check_names()
+        self._check_combinations()
+
+    def _check_names(self) -> None:
+        from fxsparse.training import data
+
+        check_choice(
+            "data set", self.data.partition(":")[0], [name.partition(":")[0] for name in data.names()]
+        )
+        if self.model is not None:
+            check_choice("model", self.model, model_names())
+
+    def _check_combinations(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError(f"epochs is {self.epochs} and steps is {self.steps}; give one of the two")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ConfigError("nesterov needs optimizer sgd with a momentum above 0")
+        if any(later <= earlier for earlier, later in pairwise(self.milestones)):
+            raise ConfigError(f"milestones is {shown(self.milestones)}; they must rise")
+        if any(milestone > 1 and not milestone.is_integer() for milestone in self.milestones):
+            raise ConfigError(f"milestones is {shown(self.milestones)}; above 1 they are whole steps")
+
+    def resolved(self) -> TrainConfig:
+        """The same with every option that depends on the data set filled in from its recipe."""
+        recipe = recipe_for(self.data, self.optimizer)
+        missing = {name: value for name, value in recipe.items() if getattr(self, name) is None}
+        if self.steps is not None:
+            missing.pop("epochs", None)
+        return dataclasses.replace(self, **missing)
+
+    def to_json(self) -> str:
+        """The configuration as JSON, for `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """What `to_json` wrote; `ConfigError` if it is not a configuration."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the configuration is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"the configuration is not a JSON object: {text[:60]!r}")
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """A configuration from plain values; an unknown option raises `ConfigError`."""
+        for name in values:
+            if name not in config_options():
+                raise ConfigError(f"there is no option {name!r}{nearest(name, config_options())}")
+        return cls(**values)
+
+    def changed_by(self, given: dict[str, Any]) -> TrainConfig:
+        """This configuration with the options `given` to a resumed run.
+
+        Raises `ConfigError` if one of them would change the result: such a run is another run.
+        """
+        for name, value in given.items():
+            entry, before = config_options()[name], getattr(self, name)
+            if entry.check(value) != before and not entry.changeable:
+                raise ConfigError(
+                    f"{entry.flag} {shown(value)} contradicts the run to resume, which has {shown(before)}"
+                )
+        return dataclasses.replace(self, **given)
+
+
+@functools.cache
+def config_options() -> dict[str, Option]:
+    """The options of `TrainConfig`, by name and in order."""
+    return options_of(TrainConfig)
+
+
+# The headings of `--help`, each beside the first option that stands under it.
+HEADINGS = {
+    "model": "what to train",
+    "method": "sparsity",
+    "epochs": "optimisation",
+    "device": "execution",
+    "log_interval": "records",
+}
+
+
+def shown(value: Any) -> str:
+    """An option's value as a person writes it."""
+    return " ".join(str(each) for each in value) if isinstance(value, (tuple, list)) else str(value)

@@ -1,0 +1,17 @@
+"""Image sets on disk -> deterministic batches on the training device.
+
+    splits = load("cifar10", "data", validation=5000)
+    batches = Batches(splits.train, 128, mean=splits.mean, std=splits.std, flip=True, crop=4)
+    for images, labels in batches.epoch(0): ...
+
+`sources` knows where each set comes from, `image_set` and `image_folder` hold the pixels (in memory, on
+disk), `batches` draws, augments and normalises. A batch is a pure function of (seed, epoch, batch), which
+makes an interrupted run resume bit for bit.
+"""
+
+from fxsparse.training.data.batches import Batches
+from fxsparse.training.data.cifar10_npm import build_cifar10
+from fxsparse.training.data.image_set import ImageSet
+from fxsparse.training.data.sources import Splits, load, names
+
+__all__ = ["Batches", "ImageSet", "Splits", "build_cifar10", "load", "names"]

@@ -1,0 +1,77 @@
+"""Pictures of one run, or of several side by side: accuracy over steps, density per layer.
+
+matplotlib is optional: without it `draw` returns False and nothing else happens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fxsparse.training.metrics import read_metrics
+
+NAMED_LAYERS = 30  # up to so many are named on the axis; more are numbered
+
+
+def draw(run_folders: Sequence[str | Path], path: str | Path, labels: Sequence[str] | None = None) -> bool:
+    """Draw finished runs into the picture `path`; False if matplotlib is not installed.
+
+    `labels` name the runs in the legend; by default their methods do.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    results = [json.loads((Path(folder) / "result.json").read_text()) for folder in run_folders]
+    records = [read_metrics(Path(folder) / "metrics.jsonl") for folder in run_folders]
+    labels = labels or [result["method"] for result in results]
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display
+    left, right = figure.subplots(1, 2)
+    _accuracy_over_steps(left, results, records, labels)
+    _density_per_layer(right, results, labels)
+    figure.suptitle(f"{results[0]['model']} on {results[0]['data']}")
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def draw_or_explain(run_folders: Sequence[str | Path], path: str | Path) -> str:
+    """`draw`, and a line that says where the picture is or why there is none."""
+    try:
+        return f"picture: {path}" if draw(run_folders, path) else "no picture: pip install matplotlib"
+    except OSError as error:
+        return f"no picture: could not write {path}: {error.strerror or error}"
+
+
+def _accuracy_over_steps(
+    axes: Any, results: list[dict], records: list[list[dict]], labels: Sequence[str]
+) -> None:
+    for result, run, label in zip(results, records, labels, strict=True):
+        split = result["watched_split"]
+        points = [(r["step"], r["accuracy"]) for r in run if r["kind"] == "eval" and r["split"] == split]
+        axes.plot(
+            *zip(*points, strict=True), marker=".", label=f"{label}: {result['test_accuracy']:.4f} at the end"
+        )
+    axes.set(xlabel="optimizer steps", ylabel=f"accuracy ({results[0]['watched_split']})", title="accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+
+
+def _density_per_layer(axes: Any, results: list[dict], labels: Sequence[str]) -> None:
+    names = list(dict.fromkeys(name for result in results for name in result["densities"]))
+    width = 0.8 / len(results)
+    for index, (result, label) in enumerate(zip(results, labels, strict=True)):
+        here = [position for position, name in enumerate(names) if name in result["densities"]]
+        places = [position + (index + 0.5) * width - 0.4 for position in here]
+        heights = [result["densities"][names[position]] for position in here]
+        axes.bar(places, heights, width, label=f"{label}: {1 - result['sparsity']:.4f} overall")
+    if len(names) <= NAMED_LAYERS:
+        axes.set_xticks(
+            range(len(names)), [name.removesuffix(".weight") for name in names], rotation=90, fontsize=8
+        )
+    axes.set(xlabel="layer", ylabel="density", title="density per layer", ylim=(0, 1.05))
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(loc="best")

@@ -1,0 +1,25 @@
+"""The paper's and the report's networks, torchvision's by name, and a zoo of networks hard to capture."""
+
+from .char_gru import CharGRU, char_gru
+from .mobilenet_v1 import MobileNetV1, mobilenet_v1
+from .registry import build, default_width, example_input, names
+from .resnet_cifar import CifarResNet, resnet50_cifar
+from .small_resnet import SmallResNet, small_resnet
+from .wide_resnet import WideResNet, wide_resnet22_2
+
+__all__ = [
+    "CharGRU",
+    "CifarResNet",
+    "MobileNetV1",
+    "SmallResNet",
+    "WideResNet",
+    "build",
+    "char_gru",
+    "default_width",
+    "example_input",
+    "mobilenet_v1",
+    "names",
+    "resnet50_cifar",
+    "small_resnet",
+    "wide_resnet22_2",
+]
