@@ -79,12 +79,22 @@ class _Counter(FakeInterpreter):
         shape = tuple(self.env[weight].shape)
         reuse = operation.reuse(tuple(self.env[operand(node, 0, "input")].shape), shape, tuple(value.shape))
         elements = torch.Size(shape).numel()
-        source = weight.args[0] if weight.target is apply_mask else weight
-        return elements * reuse, self.active.get(str(source.target), elements) * reuse
+        return elements * reuse, self.active.get(_parameter_behind(weight), elements) * reuse
 
     def _add(self, node: fx.Node, macs: int, sparse_macs: int, unknown: tuple[str, ...]) -> None:
         operation = WEIGHTED[node.target].name if node.target in WEIGHTED else operation_name(node)
         self.costs.append(NodeCost(node.name, record_of(node).module, operation, macs, sparse_macs, unknown))
+
+
+def _parameter_behind(weight: fx.Node) -> str:
+    """Name of the parameter whose elements a weight operand holds, through its mask and rearrangements."""
+    while weight.target is apply_mask or operation_name(weight) in REARRANGEMENTS or _reads_transpose(weight):
+        weight = weight.args[0]
+    return str(weight.target)
+
+
+def _reads_transpose(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1] in ("T", "mT")
 
 
 class _AtenCosts(TorchDispatchMode):
@@ -104,12 +114,22 @@ class _AtenCosts(TorchDispatchMode):
             self.macs += attention_macs(*(tuple(tensor.shape) for tensor in args[:3]))
         elif packet in flop_registry:
             self.macs += flop_registry[packet](*args, **kwargs, out_val=result) // 2
-        elif not (func.is_view or torch.Tag.pointwise in func.tags or name in UNCOUNTED or func.namespace != "aten"):
-            self.unknown.add(f"aten.{name}")
-        elif func.namespace not in ("aten", "prim", "prims", "fxsparse"):
+        elif func.namespace not in ("prim", "prims") and not (func.namespace == "aten" and _is_uncounted(func)):
             self.unknown.add(str(packet))
         return result
 
+
+def _is_uncounted(func: torch._ops.OpOverload) -> bool:
+    """Whether an ATen operation is outside the convention: a view, pointwise, or on the list; in place or not."""
+    name = func._overloadpacket.__name__
+    if name in UNCOUNTED or func.is_view or torch.Tag.pointwise in func.tags:
+        return True
+    plain = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
+    return plain is not None and any(_is_uncounted(getattr(plain, overload)) for overload in plain.overloads())
+
+
+REARRANGEMENTS = frozenset(["t", "transpose", "permute", "view", "reshape", "flatten", "contiguous", "to", "clone"])
+"""Operations whose result has the elements of their first argument, in another order or shape."""
 
 ATTENTION = frozenset(
     [

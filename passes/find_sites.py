@@ -103,8 +103,8 @@ def _note_node(model: nn.Module, mode: str, node: fx.Node, findings: dict[int, _
             groups = operand(node, 6, "groups") if operation.kernel_rank else 1
             found.depthwise.append((groups or 1) > 1 and parameter.shape[1] == 1)
         for key in _ancestors(model, weight) if weight.op != "get_attr" else ():
-            findings[key].obstacles.append(
-                f"the weight of {operation_name(node)} in {_place(node)} is computed from it"
+            findings[key].enters_by.insert(
+                0, f"the weight of {operation_name(node)} in {_place(node)} is computed from it"
             )
     for source in node.all_input_nodes:
         parameter = _parameter(model, source)

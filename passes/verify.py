@@ -54,7 +54,7 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
     return notes
 
 
-@torch.no_grad()
+@torch.enable_grad()  # as in training: without gradients some of torch's modules take other kernels
 def _outputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
     """The leaves of the output, from seeded random numbers and with buffers put back afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
@@ -62,10 +62,12 @@ def _outputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Any
     try:
         with torch.random.fork_rng(), module_state_kept(module):
             torch.manual_seed(0)
-            return list(_leaves(module(*args, **kwargs)))
+            leaves = list(_leaves(module(*args, **kwargs)))
+            return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     finally:
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _copied(tree: Any) -> Any:

@@ -17,6 +17,13 @@ from torch import Tensor, fx
 class SizeTuple(tuple):
     """What `x.shape` is while tracing: one proxy a dimension, each knowing its number."""
 
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return SizeTuple(found) if isinstance(index, slice) else found
+
+    def __add__(self, other: Any) -> "SizeTuple":
+        return SizeTuple((*self, *other))
+
     def numel(self) -> Any:
         return math.prod(self)
 

@@ -82,7 +82,7 @@ class ConcreteTracer(fx.Tracer):
         try:
             with (
                 randomness_unchanged(title),
-                module_state_kept(self.model) as changed,
+                module_state_kept(self.model, self._is_same_buffer) as changed,
                 patched_python(self),
             ):
                 graph = self.trace(self.model)
@@ -180,6 +180,12 @@ class ConcreteTracer(fx.Tracer):
         if isinstance(value, torch.Size):
             return SizeTuple(ConcreteProxy(node, self, value)[i] for i in range(len(value)))
         return ConcreteProxy(node, self, value)
+
+    def _is_same_buffer(self, buffer: Tensor | None, now: Any) -> bool:
+        """`self.calls += 1` assigns the buffer to itself: what stands there is a proxy of its twin."""
+        return now is buffer or (
+            type(now) is ConcreteProxy and buffer is not None and now.value is self.values.twin(buffer)
+        )
 
     def _placeholder(self, parameter: inspect.Parameter) -> Any:
         stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")

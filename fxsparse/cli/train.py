@@ -40,9 +40,7 @@ def add_parser(subparsers: Any) -> None:
     folder.add_argument(
         "--out", metavar="FOLDER", help="the run's folder (default: runs/ and a name made of the options)"
     )
-    folder.add_argument(
-        "--resume", metavar="PATH", help="go on with the run in this folder, or from this checkpoint"
-    )
+    folder.add_argument("--resume", metavar="PATH", help="go on with the run in this folder, or from this checkpoint")
     folder.add_argument("--no-progress", action="store_true", help="no progress bar")
     group: Any = parser
     for name, option in config_options().items():
@@ -117,9 +115,7 @@ def _default_text(option: Option) -> str:
     if option.default is not None:
         return f"default: {shown(option.default) or 'none'}" if option.default != {} else "default: none"
     if name in ("lr", "weight_decay"):
-        by_optimizer = {
-            optimizer: recipe_for("digits", optimizer)[name] for optimizer in ("sgd", "adam", "adamw")
-        }
+        by_optimizer = {optimizer: recipe_for("digits", optimizer)[name] for optimizer in ("sgd", "adam", "adamw")}
         return "default: " + ", ".join(f"{optimizer} {value:g}" for optimizer, value in by_optimizer.items())
     by_data = {data: recipe[name] for data, recipe in RECIPES.items() if name in recipe}
     if not by_data:

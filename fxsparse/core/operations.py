@@ -76,7 +76,7 @@ UNCOUNTED = frozenset(
     _reshape_alias _softmax _thnn_fused_gru_cell _thnn_fused_lstm_cell _to_copy _unsafe_view adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_max_pool2d alias all amax amin any arange argmax argmin avg_pool1d avg_pool2d
     avg_pool3d bernoulli bernoulli_ cat clone constant_pad_nd copy copy_ cudnn_batch_norm cumsum detach
-    embedding empty empty_like empty_strided expand fill_ flip full full_like gather im2col index index_put
+    embedding empty empty_like empty_strided expand fill_ flip full full_like gather hardswish im2col index index_put
     index_put_ index_select lift_fresh lift_fresh_copy linspace max max_pool2d_with_indices
     max_pool3d_with_indices mean min mkldnn_max_pool2d native_batch_norm native_dropout native_group_norm
     native_layer_norm new_empty new_full new_ones new_zeros normal_ ones ones_like pixel_shuffle pixel_unshuffle

@@ -53,17 +53,13 @@ def load(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"could not read {path}: {error.strerror}") from None
     archive, trailer = content[:-_TRAILER], content[-_TRAILER:]
     if trailer != _MAGIC + hashlib.sha256(archive).digest():
-        raise CheckpointError(
-            f"{path} is not a complete fxsparse checkpoint: it is damaged, truncated or foreign"
-        )
+        raise CheckpointError(f"{path} is not a complete fxsparse checkpoint: it is damaged, truncated or foreign")
     try:
         payload = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch.load raises on a file that another version wrote
         raise CheckpointError(f"could not read {path}: {str(error).splitlines()[0]}") from error
     if payload.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {payload.get('format')}; this version reads {FORMAT}"
-        )
+        raise CheckpointError(f"{path} has checkpoint format {payload.get('format')}; this version reads {FORMAT}")
     return payload
 
 

@@ -26,9 +26,23 @@ def method_names() -> list[str]:
     return list(fxsparse.methods())
 
 
+def distribution_names() -> list[str]:
+    """The distributions of sparsity over layers that `allocate` knows."""
+    from fxsparse.core.allocation import DISTRIBUTIONS
+
+    return list(DISTRIBUTIONS)
+
+
+def decay_names() -> list[str]:
+    """The decays of the drop fraction that the update schedule knows."""
+    from fxsparse.runtime.schedule import DECAYS
+
+    return list(DECAYS)
+
+
 def model_names() -> list[str]:
     """The networks that `fxsparse.models.build` knows."""
-    from fxsparse import models
+    import fxsparse.models as models
 
     return list(models.names())
 
@@ -47,23 +61,19 @@ class TrainConfig:
     )
     data: str = option("digits", "data set: digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH")
     data_root: str = option("data", "folder that holds the data sets", changeable=True)
-    image_size: int | None = option(
-        None, "side of the images in pixels, of an imagefolder", within="[1, inf)"
-    )
+    image_size: int | None = option(None, "side of the images in pixels, of an imagefolder", within="[1, inf)")
     validation: int = option(0, "training images held out (the report: 5000)", within="[0, inf)")
     split_seed: int = option(0, "seed that draws them", within="[0, inf)")
 
     # sparsity
     method: str = option("rigl", "how the masks come about", choices=method_names)
     sparsity: float = option(0.9, "share of the weights that is removed", within="[0, 1)")
-    distribution: str = option("erk", "how sparsity is spread over the layers: erk, er, uniform")
+    distribution: str = option("erk", "how sparsity is spread over the layers", choices=distribution_names)
     drop_fraction: float = option(0.3, "share of the weights dropped at the first rewiring", within="[0, 1]")
     update_interval: int | None = option(None, "steps between rewirings", within="[1, inf)")
     stop_fraction: float = option(0.75, "share of the run after which masks stay", within="[0, 1]")
-    decay: str = option("cosine", "how the drop fraction falls over the run")
-    include: tuple[str, ...] | None = option(
-        None, "mask only these weights: names, globs, first, last, depthwise"
-    )
+    decay: str = option("cosine", "how the drop fraction falls over the run", choices=decay_names)
+    include: tuple[str, ...] | None = option(None, "mask only these weights: names, globs, first, last, depthwise")
     exclude: tuple[str, ...] = option((), "leave these weights unmasked and out of the budget")
     dense: tuple[str, ...] = option((), "keep these weights dense inside the budget")
     verify: bool = option(True, "check the rewritten graph against the eager model first")
@@ -112,9 +122,7 @@ class TrainConfig:
     checkpoint_interval: int | None = option(
         None, "steps between checkpoints; by default as evaluations", within="[1, inf)", changeable=True
     )
-    keep_checkpoints: int = option(
-        1, "newest checkpoints kept; 0 keeps all", within="[0, inf)", changeable=True
-    )
+    keep_checkpoints: int = option(1, "newest checkpoints kept; 0 keeps all", within="[0, inf)", changeable=True)
     tensorboard: bool = option(True, "write TensorBoard events where it is installed", changeable=True)
     plots: bool = option(True, "draw pictures where matplotlib is installed", changeable=True)
 
@@ -127,9 +135,7 @@ class TrainConfig:
     def _check_names(self) -> None:
         from fxsparse.training import data
 
-        check_choice(
-            "data set", self.data.partition(":")[0], [name.partition(":")[0] for name in data.names()]
-        )
+        check_choice("data set", self.data.partition(":")[0], [name.partition(":")[0] for name in data.names()])
         if self.model is not None:
             check_choice("model", self.model, model_names())
 

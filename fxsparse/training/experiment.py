@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,27 @@ import torch
 from torch import nn
 
 import fxsparse
-from fxsparse import models
+import fxsparse.models as models
 from fxsparse.core.errors import ConfigError
 from fxsparse.training import data, random_state
 from fxsparse.training.config import TrainConfig
 from fxsparse.training.schedule import learning_rate
 
 EVALUATION_BATCH = 500  # images
+SPARSIFY_OPTIONS = (
+    "method",
+    "sparsity",
+    "distribution",
+    "drop_fraction",
+    "update_interval",
+    "stop_fraction",
+    "decay",
+    "include",
+    "exclude",
+    "dense",
+    "seed",
+    "verify",
+)
 
 
 @dataclass
@@ -28,7 +43,7 @@ class Experiment:
     train_batches: data.Batches
     total_steps: int
     sparse: Any  # the SparseModule
-    network: nn.Module  # what is called to train: `sparse`, or `sparse` compiled
+    network: Callable[[Any], Any]  # what is called to train: `sparse`, or `sparse` compiled
     optimizer: torch.optim.Optimizer
     rewirer: Any
     scaler: torch.amp.GradScaler
@@ -82,6 +97,7 @@ def build(config: TrainConfig) -> Experiment:
     configuration asks for that cannot be had.
     """
     config = config.resolved()
+    assert config.batch_size and config.flip is not None and config.crop is not None
     device = choose_device(config.device)
     splits = data.load(
         config.data,
@@ -126,23 +142,9 @@ def build(config: TrainConfig) -> Experiment:
 
 
 def sparsify(model: nn.Module, example: Any, config: TrainConfig) -> Any:
-    """`fxsparse.sparsify` with the options of `config`."""
-    return fxsparse.sparsify(
-        model,
-        example,
-        method=config.method,
-        sparsity=config.sparsity,
-        distribution=config.distribution,
-        drop_fraction=config.drop_fraction,
-        update_interval=config.update_interval,
-        stop_fraction=config.stop_fraction,
-        decay=config.decay,
-        include=config.include,
-        exclude=config.exclude,
-        dense=config.dense,
-        seed=config.seed,
-        verify=config.verify,
-    )
+    """`fxsparse.sparsify` with the options of `config`, which have its names."""
+    options: dict[str, Any] = {name: getattr(config, name) for name in SPARSIFY_OPTIONS}
+    return fxsparse.sparsify(model, example, **options)
 
 
 def make_optimizer(parameters: Any, config: TrainConfig) -> torch.optim.Optimizer:

@@ -96,9 +96,7 @@ def _run(start: ResumePoint, progress: bool, say: Callable[[str], None]) -> Resu
 class _Loop:
     """One run in progress; `step` counts the optimizer steps that are complete."""
 
-    def __init__(
-        self, experiment: Experiment, start: ResumePoint, progress: bool, say: Callable[[str], None]
-    ):
+    def __init__(self, experiment: Experiment, start: ResumePoint, progress: bool, say: Callable[[str], None]):
         self.parts, self.folder = experiment, start.folder
         self.config, self.device = experiment.config, experiment.device
         self.progress, self.say = progress, say
@@ -118,6 +116,7 @@ class _Loop:
             found = self.folder.checkpoints()
             self.last_checkpoint = found[-1] if found else None
         self.rewirings_seen = len(experiment.rewirer.history)
+        self.rewired = False  # since the history was last read, which on an accelerator waits for it
         write_atomically(self.folder.config, self.config.to_json().encode())
         self.folder.result.unlink(missing_ok=True)
         self.log = MetricLog(self.folder.metrics, packed)
@@ -162,6 +161,7 @@ class _Loop:
         with autocast(self.device, self.config.amp):
             loss, logits = loss_and_logits(parts.network(images), labels, self.config.label_smoothing)
         parts.scaler.scale(loss).backward()
+        self.rewired |= parts.rewirer.is_update_step()
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
         parts.optimizer.zero_grad()
@@ -210,16 +210,18 @@ class _Loop:
         self.shown |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.3f}"}
 
     def _record_rewirings(self) -> None:
+        if not self.rewired:
+            return
         history = self.parts.rewirer.history
         for done in history[self.rewirings_seen :]:
             self.log.add(
                 "rewire",
                 done.step,
                 drop_fraction=float(done.drop_fraction),
-                skipped=bool(done.skipped),
+                skipped=done.skipped,
                 changed={name: int(count) for name, count in done.changed.items()},
             )
-        self.rewirings_seen = len(history)
+        self.rewirings_seen, self.rewired = len(history), False
 
     def _evaluate(self, split: str) -> None:
         self._check_finite()
@@ -237,9 +239,7 @@ class _Loop:
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise self._diverged(f"{name} is no longer finite after step {self.step}")
         self._record_rewirings()
-        self.last_checkpoint = self.folder.save_checkpoint(
-            self.step, self._payload(), self.config.keep_checkpoints
-        )
+        self.last_checkpoint = self.folder.save_checkpoint(self.step, self._payload(), self.config.keep_checkpoints)
 
     def _payload(self) -> dict[str, Any]:
         parts = self.parts
@@ -275,11 +275,7 @@ class _Loop:
             raise self._diverged(f"the loss is no longer finite at step {step}")
 
     def _diverged(self, what: str) -> DivergedError:
-        good = (
-            f"the last good checkpoint is {self.last_checkpoint}"
-            if self.last_checkpoint
-            else "no checkpoint yet"
-        )
+        good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         return DivergedError(f"{what}; {good}; try a lower --lr or a longer --warmup-steps")
 
     def _seconds(self) -> float:

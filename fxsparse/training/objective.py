@@ -42,9 +42,7 @@ def correct_count(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, amp: str = "none"
-) -> tuple[float, float]:
+def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, amp: str = "none") -> tuple[float, float]:
     """`(loss, accuracy)` of `network` in eval mode, means over all images; its mode is put back."""
     was_training = network.training
     network.eval()

@@ -57,7 +57,8 @@ class Option:
     def _check_one(self, value: Any) -> Any:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if not isinstance(value, self.kind) or (self.kind is int and isinstance(value, bool)):
+        fits = isinstance(value, self.kind) and not (self.kind is int and isinstance(value, bool))
+        if not fits:
             raise ConfigError(f"{self.name} is {value!r}; it takes {_KINDS[self.kind]}")
         if self.within is not None and not _inside(value, self.within):
             raise ConfigError(f"{self.name} is {value}; it must be in {self.within}")
@@ -103,9 +104,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """`ConfigError` that lists the choices if `value` is none of them."""
     choices = list(choices)
     if value not in choices:
-        raise ConfigError(
-            f"unknown {name} {value!r}{nearest(str(value), choices)}; choices: {', '.join(choices)}"
-        )
+        raise ConfigError(f"unknown {name} {value!r}{nearest(str(value), choices)}; choices: {', '.join(choices)}")
 
 
 def _inside(value: float, interval: str) -> bool:

@@ -46,15 +46,11 @@ def draw_or_explain(run_folders: Sequence[str | Path], path: str | Path) -> str:
         return f"no picture: could not write {path}: {error.strerror or error}"
 
 
-def _accuracy_over_steps(
-    axes: Any, results: list[dict], records: list[list[dict]], labels: Sequence[str]
-) -> None:
+def _accuracy_over_steps(axes: Any, results: list[dict], records: list[list[dict]], labels: Sequence[str]) -> None:
     for result, run, label in zip(results, records, labels, strict=True):
         split = result["watched_split"]
         points = [(r["step"], r["accuracy"]) for r in run if r["kind"] == "eval" and r["split"] == split]
-        axes.plot(
-            *zip(*points, strict=True), marker=".", label=f"{label}: {result['test_accuracy']:.4f} at the end"
-        )
+        axes.plot(*zip(*points, strict=True), marker=".", label=f"{label}: {result['test_accuracy']:.4f} at the end")
     axes.set(xlabel="optimizer steps", ylabel=f"accuracy ({results[0]['watched_split']})", title="accuracy")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -69,9 +65,7 @@ def _density_per_layer(axes: Any, results: list[dict], labels: Sequence[str]) ->
         heights = [result["densities"][names[position]] for position in here]
         axes.bar(places, heights, width, label=f"{label}: {1 - result['sparsity']:.4f} overall")
     if len(names) <= NAMED_LAYERS:
-        axes.set_xticks(
-            range(len(names)), [name.removesuffix(".weight") for name in names], rotation=90, fontsize=8
-        )
+        axes.set_xticks(range(len(names)), [name.removesuffix(".weight") for name in names], rotation=90, fontsize=8)
     axes.set(xlabel="layer", ylabel="density", title="density per layer", ylim=(0, 1.05))
     axes.grid(alpha=0.3, axis="y")
     axes.legend(loc="best")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -18,7 +18,7 @@ def seed_everything(seed: int) -> None:
 
 def capture() -> dict[str, Any]:
     """The generators' states as plain values and CPU tensors, for a checkpoint."""
-    name, keys, position, has_gauss, cached = numpy.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple, numpy.random.get_state())
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

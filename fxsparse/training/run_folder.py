@@ -41,8 +41,7 @@ class RunFolder:
         """`ConfigError` if a run lies here already."""
         if self.config.exists() or self.metrics.exists() or self.checkpoints():
             raise ConfigError(
-                f"{self.path} already holds a run; "
-                f"continue it with --resume {self.path}, or choose another --out"
+                f"{self.path} already holds a run; continue it with --resume {self.path}, or choose another --out"
             )
 
     @contextmanager

@@ -115,6 +115,7 @@ def before(experiment: Experiment) -> str:
     weights = sum(mask.numel() for mask in sparse.masks.values())
     flops = sparse.flops()
     training = sparse.training_flops_ratio(experiment.total_steps)
+    without = [f"  without a mask: {item.name} ({item.reason})" for item in sparse.uncovered]
     images = len(experiment.splits.train)
     return "\n".join(
         [
@@ -122,8 +123,8 @@ def before(experiment: Experiment) -> str:
             f"  {len(sparse.masks)} masked tensors, {weights} weights: "
             f"sparsity {sparse.sparsity:.6f}, density {1 - sparse.sparsity:.6f}",
             f"  FLOPs x dense: inference {flops.ratio:.4f}, training {training:.4f} (planned)",
-            f"  {experiment.total_steps} steps of {config.batch_size} images"
-            f" on {device_name(experiment.device)}",
+            f"  {experiment.total_steps} steps of {config.batch_size} images on {device_name(experiment.device)}",
+            *without,
         ]
     )
 

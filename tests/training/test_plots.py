@@ -26,9 +26,7 @@ def run_folders(tmp_path):
 def test_the_picture_shows_every_runs_curve_and_densities(run_folders, tmp_path, monkeypatch):
     figure_module = pytest.importorskip("matplotlib.figure")
     figures = []
-    monkeypatch.setattr(
-        figure_module.Figure, "savefig", lambda figure, path, **more: figures.append((figure, path))
-    )
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda figure, path, **more: figures.append((figure, path)))
     assert plots.draw(run_folders, tmp_path / "both.png")
     ((figure, path),) = figures
     left, right = figure.axes

@@ -19,9 +19,7 @@ def kept(folder):
     return [int(path.stem.removeprefix("step-")) for path in folder.checkpoints()]
 
 
-@pytest.mark.parametrize(
-    ("keep", "left"), [(0, [5, 10, 15, 20]), (1, [20]), (2, [15, 20]), (9, [5, 10, 15, 20])]
-)
+@pytest.mark.parametrize(("keep", "left"), [(0, [5, 10, 15, 20]), (1, [20]), (2, [15, 20]), (9, [5, 10, 15, 20])])
 def test_the_newest_checkpoints_are_kept(tmp_path, keep, left):
     folder = RunFolder(tmp_path / "run")
     save(folder, 5, 10, 15, 20, keep=keep)

@@ -32,9 +32,7 @@ def test_the_default_milestones_are_every_30000_steps_of_the_reports_run(step, r
 
 
 def test_milestones_above_one_are_steps():
-    rates = [
-        learning_rate(s, 10, base=1.0, schedule="step", milestones=(2, 0.5), gamma=0.5) for s in range(10)
-    ]
+    rates = [learning_rate(s, 10, base=1.0, schedule="step", milestones=(2, 0.5), gamma=0.5) for s in range(10)]
     assert rates == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25]
 
 
