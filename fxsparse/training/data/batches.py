@@ -49,9 +49,7 @@ class Batches:
         self.flip, self.crop, self.shuffle, self.drop_last = flip, crop, shuffle, drop_last
         self.seed, self.device, self.workers = seed, torch.device(device), workers
         per_channel = (1, -1, 1, 1)
-        self._mean = (
-            torch.tensor(mean, dtype=torch.float64).mul(255).float().view(per_channel).to(self.device)
-        )
+        self._mean = torch.tensor(mean, dtype=torch.float64).mul(255).float().view(per_channel).to(self.device)
         self._std = torch.tensor(std, dtype=torch.float64).mul(255).float().view(per_channel).to(self.device)
 
     def __len__(self) -> int:
@@ -78,9 +76,7 @@ class Batches:
         assert isinstance(self.image_set, ImageSet)
         pixels, labels = self.image_set.on(self.device)
         for number, indices in enumerate(self.order(epoch)[start:], start):
-            draws = torch.zeros(
-                4, len(indices), dtype=torch.int64
-            )  # index, down, right, mirrored: one transfer
+            draws = torch.zeros(4, len(indices), dtype=torch.int64)  # index, down, right, mirrored: one transfer
             draws[0] = indices
             generator = stream("batch", self.seed, epoch, number)
             if self.crop:
@@ -147,8 +143,6 @@ def _check(
     if crop < 0:
         raise ConfigError(f"crop is {crop}; it is a padding in pixels, 0 or more")
     if not len(mean) == len(std) == image_set.channels:
-        raise ConfigError(
-            f"{len(mean)} means and {len(std)} stds for images of {image_set.channels} channels"
-        )
+        raise ConfigError(f"{len(mean)} means and {len(std)} stds for images of {image_set.channels} channels")
     if not all(s > 0 for s in std):
         raise ConfigError(f"std is {tuple(std)}; every channel's must be positive")

@@ -7,6 +7,7 @@ without compression and without pickles; the zip container's CRC-32 finds a flip
 import os
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,4 +62,5 @@ def write_built(path: Path, train: ImageSet, test: ImageSet) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone after the rename; must not hide what went wrong before it
+            temporary.unlink()

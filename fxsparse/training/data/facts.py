@@ -26,9 +26,7 @@ class Facts:
             if len(images) != expected:
                 self._fail(where, f"{len(images)} {part} images instead of {expected}")
             if tuple(images.pixels.shape[1:]) != self.image_shape:
-                self._fail(
-                    where, f"images of shape {tuple(images.pixels.shape[1:])} instead of {self.image_shape}"
-                )
+                self._fail(where, f"images of shape {tuple(images.pixels.shape[1:])} instead of {self.image_shape}")
             if expected and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < self.num_classes:
                 self._fail(where, f"a {part} label outside 0..{self.num_classes - 1}")
             counts = images.labels.bincount(minlength=self.num_classes).tolist()

@@ -83,15 +83,11 @@ def read_idx(path: Path, magic: int, dimensions: int) -> Tensor:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged or truncated: {advice}") from error
-    header = (
-        np.frombuffer(data[: 4 * (1 + dimensions)], dtype=">u4") if len(data) >= 4 * (1 + dimensions) else [0]
-    )
+    header = np.frombuffer(data[: 4 * (1 + dimensions)], dtype=">u4") if len(data) >= 4 * (1 + dimensions) else [0]
     if header[0] != magic:
         raise DataError(f"{path} does not begin with the magic number {magic:#x} of its kind: {advice}")
     shape = [int(n) for n in header[1:]]
     values = len(data) - 4 * (1 + dimensions)
     if values != prod(shape):
-        raise DataError(
-            f"{path} has {values} values instead of {prod(shape)}; it is damaged or truncated: {advice}"
-        )
+        raise DataError(f"{path} has {values} values instead of {prod(shape)}; it is damaged or truncated: {advice}")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=len(data) - values).view(shape).clone()

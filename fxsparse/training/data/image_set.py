@@ -59,10 +59,7 @@ class ImageSet:
                 f"at most {largest} for this set"
             )
         chunks = [
-            F.interpolate(c.float(), (side, side), mode="bilinear", antialias=True)
-            .round_()
-            .clamp_(0, 255)
-            .byte()
+            F.interpolate(c.float(), (side, side), mode="bilinear", antialias=True).round_().clamp_(0, 255).byte()
             for c in self.pixels.split(2048)
         ]
         return ImageSet(torch.cat(chunks), self.labels)

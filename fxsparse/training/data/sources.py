@@ -64,14 +64,10 @@ def load(
     held_out = None
     if validation:
         if not 0 < validation < len(train):
-            raise ConfigError(
-                f"validation is {validation}; it must be 0 to {len(train) - 1} of the training images"
-            )
+            raise ConfigError(f"validation is {validation}; it must be 0 to {len(train) - 1} of the training images")
         kept, held = stratified_split(train.labels, validation, split_seed)
         train, held_out = train.subset(kept), train.subset(held)
-    mean, std = (
-        sampled_statistics(train) if isinstance(train, FolderSet) else channel_statistics(train.pixels)
-    )
+    mean, std = sampled_statistics(train) if isinstance(train, FolderSet) else channel_statistics(train.pixels)
     return Splits(name, train, test, held_out, num_classes, train.channels, train.image_size, mean, std)
 
 
@@ -83,9 +79,7 @@ def _read(
         path = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
         return find_images(path, image_size or FOLDER_IMAGE_SIZE)
     if name not in _READERS:
-        raise ConfigError(
-            f"unknown data set {name!r}; choose from {', '.join(names())}{nearest(name, _READERS)}"
-        )
+        raise ConfigError(f"unknown data set {name!r}; choose from {', '.join(names())}{nearest(name, _READERS)}")
     train, test, num_classes = _READERS[name](root)
     if image_size is not None:
         train, test = train.resized(image_size), test.resized(image_size)
@@ -98,9 +92,7 @@ def _digits(root: Path) -> tuple[ImageSet, ImageSet, int]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError(
-            "the data set digits comes with scikit-learn: pip install 'fxsparse[digits]'"
-        ) from error
+        raise DataError("the data set digits comes with scikit-learn: pip install 'fxsparse[digits]'") from error
     images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     pixels = (images.double() * 255 / 16).round().byte().view(-1, 1, 8, 8)
     digits = ImageSet(pixels, labels)

@@ -33,9 +33,7 @@ def read_or_download(root: Path, kind: type[CIFAR10], way_out: str) -> tuple[Ima
             if archive.exists():
                 unpack(archive, scratch)
             else:
-                with quick_network(
-                    f"{kind.__name__.replace('CIFAR', 'CIFAR-')} could not be downloaded", way_out
-                ):
+                with quick_network(f"{kind.__name__.replace('CIFAR', 'CIFAR-')} could not be downloaded", way_out):
                     kind(str(scratch), download=True)
             keep(scratch / kind.base_folder, folder)
     for name, md5 in [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]:
