@@ -1,7 +1,7 @@
 """`sparsify`: the passes in their order."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,14 +10,12 @@ from .core.errors import AllocationError, ConfigError, FxSparseWarning
 from .passes.allocate_sparsity import allocate_sparsity
 from .passes.annotate_shapes import annotate_shapes
 from .passes.find_sites import find_sites
-from .passes.select_sites import Selector, select_sites
+from .passes.select_sites import Selectors, select_sites
 from .passes.trace import trace
 from .passes.verify import verify as verify_outputs
 from .runtime.methods import Method, make_method
 from .runtime.schedule import UpdateSchedule
 from .sparse_module import SparseModule
-
-Selectors = Collection[Selector] | Selector
 
 
 def sparsify(
@@ -76,7 +74,7 @@ def sparsify(
         raise ConfigError(f"granularity: {granularity!r} is not one of weight")
     if not 0.0 <= sparsity < 1.0:
         raise AllocationError(f"sparsity: {sparsity} is outside [0, 1); 0.9 removes nine weights of ten")
-    schedule_options = {
+    schedule_options: dict[str, Any] = {
         "drop_fraction": drop_fraction,
         "update_interval": update_interval,
         "stop_fraction": stop_fraction,

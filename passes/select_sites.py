@@ -2,14 +2,15 @@
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from fxsparse.core.errors import SelectionError, nearest
 from fxsparse.core.records import Captured, Uncovered, WeightSite
 
-Selector = str | type[nn.Module]
+Selector: TypeAlias = str | type[nn.Module]
+Selectors: TypeAlias = Collection[Selector] | Selector
 SELECTORS = ("first", "last", "depthwise")
 
 
@@ -18,9 +19,9 @@ def select_sites(
     sites: Sequence[WeightSite],
     uncovered: Sequence[Uncovered],
     *,
-    include: Collection[Selector] | Selector | None = None,
-    exclude: Collection[Selector] | Selector = (),
-    dense: Collection[Selector] | Selector = (),
+    include: Selectors | None = None,
+    exclude: Selectors = (),
+    dense: Selectors = (),
 ) -> tuple[list[WeightSite], list[str], list[Uncovered]]:
     """The sites that are masked, the names among them that stay at density 1, and all that have no mask.
 
@@ -38,7 +39,7 @@ def select_sites(
         listed = "; ".join(f"{item.name}: {item.reason}" for item in uncovered) or "it has no matrix-shaped parameter"
         raise SelectionError(f"{type(captured.model).__name__} has no weight to mask ({listed})")
 
-    def expand(argument: str, selectors: Collection[Selector] | Selector) -> set[str]:
+    def expand(argument: str, selectors: Selectors) -> set[str]:
         chosen: set[str] = set()
         for selector in [selectors] if isinstance(selectors, (str, type)) else selectors:
             chosen |= _matches(argument, selector, sites, uncovered)

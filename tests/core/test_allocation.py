@@ -98,10 +98,10 @@ def test_bad_arguments_name_the_cause():
     with pytest.raises(fxsparse.AllocationError, match="no weight sites"):
         fxsparse.allocate({}, 0.5)
     with pytest.raises(
-        fxsparse.SelectionError, match="'layer1.conv' matches no weight site; did you mean layer1.conv1"
+        fxsparse.SelectionError, match=r"'layer1\.conv' matches no weight site; did you mean layer1\.conv1"
     ):
         fxsparse.allocate({"layer1.conv1": (4, 4)}, 0.5, dense=["layer1.conv"])
-    with pytest.raises(fxsparse.ConfigError, match="'erl' is not one of uniform, er, erk"):
+    with pytest.raises(fxsparse.ConfigError, match=r"'erl' is not one of uniform, er, erk"):
         fxsparse.allocate({"a": (4, 4)}, 0.5, "erl")
     with pytest.raises(fxsparse.AllocationError, match=r"expected \(out, in, \*kernel\)"):
         fxsparse.allocate({"a": (4,)}, 0.5)

@@ -344,7 +344,7 @@ def test_attach_refuses_what_cannot_work_and_says_what_to_do():
         sparse.attach(torch.optim.SGD(model.parameters(), lr=0.1), total_steps=10)
     with pytest.raises(RuntimeStateError, match=r"lacks 2 of 3 masked weights \(3\.weight, 5\.weight\)"):
         sparse.attach(torch.optim.SGD(sparse.get_submodule("0").parameters(), lr=0.1), total_steps=10)
-    with pytest.raises(RuntimeStateError, match="needs a torch.optim.Optimizer"):
+    with pytest.raises(RuntimeStateError, match=r"needs a torch\.optim\.Optimizer"):
         sparse.attach(object(), total_steps=10)
     with pytest.raises(fxsparse.ConfigError, match="total_steps: 0"):
         sparse.attach(torch.optim.SGD(sparse.parameters(), lr=0.1), total_steps=0)
