@@ -72,7 +72,8 @@ class Rewirer:
         self._remask_every_step = False
         self._scaler_skips = False
         self._warned: set[str] = set()
-        self._log: list[tuple[int, float, list[str], Tensor | None, str | None]] = []
+        self._history: list[Rewiring] = []
+        self._pending: list[tuple[int, float, list[str], Tensor]] = []  # counts still on the device
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -83,16 +84,11 @@ class Rewirer:
 
     @property
     def history(self) -> list[Rewiring]:
-        """Every rewiring so far, oldest first."""
-        return [
-            Rewiring(
-                step,
-                fraction,
-                dict(zip(names, counts.tolist() if counts is not None else (), strict=False)),
-                why,
-            )
-            for step, fraction, names, counts, why in self._log
-        ]
+        """Every rewiring so far, oldest first. Reading it waits for the device, once for each new rewiring."""
+        for step, fraction, names, counts in self._pending:
+            self._history.append(Rewiring(step, fraction, dict(zip(names, counts.tolist(), strict=True))))
+        self._pending.clear()
+        return list(self._history)
 
     def is_update_step(self) -> bool:
         """Whether the coming `optimizer.step()` rewires instead of moving weights."""
@@ -135,16 +131,8 @@ class Rewirer:
         self.step_count = state["step_count"]
         self.skipped_updates = state["skipped_updates"]
         self._remask_every_step = state["remask_every_step"]
-        self._log = [
-            (
-                row["step"],
-                row["drop_fraction"],
-                list(row["changed"]),
-                torch.tensor(list(row["changed"].values())),
-                row["skipped"],
-            )
-            for row in state["history"]
-        ]
+        self._history = [Rewiring(**row) for row in state["history"]]
+        self._pending = []
         self._set_gate()
 
     # -- the hooks ----------------------------------------------------------------------------------------
@@ -207,7 +195,7 @@ class Rewirer:
         present = [g for g in gradients if g is not None]
         if needs_gradient and present and not _all_finite(present):
             self.skipped_updates += 1
-            self._log.append((step, fraction, [], None, "a dense gradient was not finite"))
+            self._skip(step, fraction, "a dense gradient was not finite")
             self._warn_once(f"the rewiring at step {step} was skipped: a dense gradient was not finite")
             return
         ready = [
@@ -219,7 +207,7 @@ class Rewirer:
             lacking = [site.name for site, g in zip(self._sites, gradients, strict=True) if g is None]
             self._warn_once(f"sites without a gradient are not rewired: {', '.join(lacking)}")
         if not ready:
-            self._log.append((step, fraction, [], None, "no site had a gradient"))
+            self._skip(step, fraction, "no site had a gradient")
             return
         moment = Moment(step, fraction, self.seed, self._optimizer)
         quotas = self.method.quotas([site for site, _ in ready], moment)
@@ -227,7 +215,10 @@ class Rewirer:
         for (site, gradient), quota in zip(ready, quotas, strict=True):
             mask = self.method.rewire(site, gradient, quota, moment)
             grown.append(site.take_over(mask, site.active - quota.drop + quota.grow, self._optimizer))
-        self._log.append((step, fraction, [site.name for site, _ in ready], torch.stack(grown), None))
+        self._pending.append((step, fraction, [site.name for site, _ in ready], torch.stack(grown)))
+
+    def _skip(self, step: int, fraction: float, reason: str) -> None:
+        self._history = [*self.history, Rewiring(step, fraction, {}, reason)]
 
     def _notice_stray_weights(self) -> None:
         stray = torch.stack([site.stray_weights() for site in self._sites]).tolist()

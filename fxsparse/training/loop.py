@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fxsparse.core.errors import FxSparseError
+from fxsparse.core.errors import CheckpointError, FxSparseError
 from fxsparse.training import plots, random_state, summary
 from fxsparse.training.checkpoint import write_atomically
 from fxsparse.training.config import TrainConfig
@@ -101,7 +101,6 @@ class _Loop:
         self.config, self.device = experiment.config, experiment.device
         self.progress, self.say = progress, say
         self.step = 0
-        self.best: dict[str, Any] = {"accuracy": 0.0, "step": 0}
         self.seconds_before = 0.0
         self.last_checkpoint: Path | None = None
         real = torch.float32 if self.device.type == "mps" else torch.float64
@@ -124,8 +123,10 @@ class _Loop:
 
     def run(self) -> Result:
         """Train to the end, write the result and the plot."""
-        if self.config.tensorboard and not self.log.open_tensorboard(self.folder.tensorboard, self.step):
-            self.say("no TensorBoard events: pip install tensorboard")
+        if self.config.tensorboard:
+            trouble = self.log.open_tensorboard(self.folder.tensorboard, self.step)
+            if trouble:
+                self.say(trouble)
         bar = tqdm(
             total=self.parts.total_steps,
             initial=self.step,
@@ -141,6 +142,12 @@ class _Loop:
                     bar.update()
                     self._after_step(bar, stop)
             return self._finish()
+        except TrainingInterrupted:
+            raise
+        except KeyboardInterrupt:  # the second Ctrl-C, in the middle of a step
+            raise KeyboardInterrupt(f"interrupted; {self._last_good()}") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._last_good()}") from error
         finally:
             self.log.close()
 
@@ -230,8 +237,6 @@ class _Loop:
         loss, accuracy = evaluate(self.parts.sparse, batches.epoch(0), amp=self.config.amp)
         self.log.add("eval", self.step, split=split, loss=loss, accuracy=accuracy)
         self.shown["eval"] = f"{accuracy:.3f}"
-        if split == self.parts.watched_split and accuracy > self.best["accuracy"]:
-            self.best = {"accuracy": accuracy, "step": self.step}
 
     def _save(self) -> None:
         self._check_finite()
@@ -252,7 +257,6 @@ class _Loop:
             "scaler": parts.scaler.state_dict(),
             "random": random_state.capture(),
             "window": self.window,
-            "best": self.best,
             "metrics": self.log.pack(),
             "seconds": self._seconds(),
             "versions": summary.versions(),
@@ -264,7 +268,7 @@ class _Loop:
         parts.optimizer.load_state_dict(payload["optimizer"])
         parts.rewirer.load_state_dict(payload["rewirer"])
         parts.scaler.load_state_dict(payload["scaler"])
-        self.step, self.best = payload["step"], payload["best"]
+        self.step = payload["step"]
         self.window.copy_(payload["window"])
         self.seconds_before = payload["seconds"]
         random_state.restore(payload["random"])
@@ -275,14 +279,16 @@ class _Loop:
             raise self._diverged(f"the loss is no longer finite at step {step}")
 
     def _diverged(self, what: str) -> DivergedError:
-        good = f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
-        return DivergedError(f"{what}; {good}; try a lower --lr or a longer --warmup-steps")
+        return DivergedError(f"{what}; {self._last_good()}; try a lower --lr or a longer --warmup-steps")
+
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
     def _finish(self) -> Result:
-        result = summary.collect(self.parts, self.log, str(self.folder.path), self.best, self._seconds())
+        result = summary.collect(self.parts, self.log, str(self.folder.path), self._seconds())
         write_atomically(self.folder.result, result.to_json().encode())
         self.say(summary.after(result))
         if self.config.plots:

@@ -35,14 +35,17 @@ class MetricLog:
         write_atomically(path, text.encode())
         self._writer: Any = None
 
-    def open_tensorboard(self, folder: Path, step: int) -> bool:
-        """Copy the records after `step` to TensorBoard events in `folder`; False if it is not installed."""
+    def open_tensorboard(self, folder: Path, step: int) -> str | None:
+        """Copy the records after `step` to TensorBoard events in `folder`; a line that says why if it cannot."""
         try:
             from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
         except ImportError:
-            return False
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-        return True
+            return "no TensorBoard events: pip install tensorboard"
+        except OSError as error:
+            return f"no TensorBoard events: could not write {folder}: {error.strerror or error}"
+        return None
 
     def add(self, kind: str, step: int, **values: Any) -> None:
         """Append one record. Raises `CheckpointError` if the file cannot be written."""
@@ -52,10 +55,7 @@ class MetricLog:
         self._lines.append(line)
         self.records.append(record)
         if self._writer is not None:
-            prefix = f"{kind}/{values['split']}_" if "split" in values else f"{kind}/"
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._writer.add_scalar(prefix + name, value, step)
+            self._copy_to_tensorboard(kind, step, values)
 
     def add_timing(self, step: int, seconds: float) -> None:
         """Append how many seconds of training `step` steps took."""
@@ -76,6 +76,15 @@ class MetricLog:
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()
+
+    def _copy_to_tensorboard(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        prefix = f"{kind}/{values['split']}_" if "split" in values else f"{kind}/"
+        try:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._writer.add_scalar(prefix + name, value, step)
+        except OSError:  # a copy is not worth a run; a full disk will show in the metrics themselves
+            self._writer = None
 
     @staticmethod
     def _append(path: Path, line: str) -> None:

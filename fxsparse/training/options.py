@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -109,8 +108,6 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def _inside(value: float, interval: str) -> bool:
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-    if not math.isfinite(value):
-        return False
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     return above and below

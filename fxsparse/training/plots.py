@@ -47,10 +47,13 @@ def draw_or_explain(run_folders: Sequence[str | Path], path: str | Path) -> str:
 
 
 def _accuracy_over_steps(axes: Any, results: list[dict], records: list[list[dict]], labels: Sequence[str]) -> None:
+    last_step = max(record["step"] for run in records for record in run)
     for result, run, label in zip(results, records, labels, strict=True):
         split = result["watched_split"]
         points = [(r["step"], r["accuracy"]) for r in run if r["kind"] == "eval" and r["split"] == split]
         axes.plot(*zip(*points, strict=True), marker=".", label=f"{label}: {result['test_accuracy']:.4f} at the end")
+    late = [r["accuracy"] for run in records for r in run if r["kind"] == "eval" and r["step"] >= last_step / 10]
+    axes.set_ylim(max(0.0, min(late) - 0.02), None)  # the first climb would flatten what comes after it
     axes.set(xlabel="optimizer steps", ylabel=f"accuracy ({results[0]['watched_split']})", title="accuracy")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -66,6 +69,6 @@ def _density_per_layer(axes: Any, results: list[dict], labels: Sequence[str]) ->
         axes.bar(places, heights, width, label=f"{label}: {1 - result['sparsity']:.4f} overall")
     if len(names) <= NAMED_LAYERS:
         axes.set_xticks(range(len(names)), [name.removesuffix(".weight") for name in names], rotation=90, fontsize=8)
-    axes.set(xlabel="layer", ylabel="density", title="density per layer", ylim=(0, 1.05))
+    axes.set(xlabel="layer", ylabel="density", title="density per layer", ylim=(0, 1.15))
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(loc="best")
+    axes.legend(loc="upper center", ncols=3, fontsize=9)

@@ -21,7 +21,7 @@ def capture() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = cast(tuple, numpy.random.get_state())
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "numpy": [name, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached],
         "python": random.getstate(),
     }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from fxsparse.flops import TrainingCost, planned_cost, realised_cost
 from fxsparse.training.experiment import Experiment
 from fxsparse.training.metrics import MetricLog
 
@@ -21,7 +22,8 @@ class Result:
     """How a finished run came out.
 
     Accuracies and fractions are in [0, 1]; `inference_flops` and `training_flops` are ratios to the dense
-    network (the latter as planned for the whole run); `macs` are multiply-accumulates of one image;
+    network (the latter realised by the steps that were made, `training_flops_total` without the ratio);
+    `macs` are multiply-accumulates of one image;
     `changed_per_rewiring` is the mean number of connections that a rewiring grew.
     """
 
@@ -49,6 +51,7 @@ class Result:
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     densities: dict[str, float] = field(default_factory=dict)
+    training_flops_total: float = 0.0
 
     @property
     def density(self) -> float:
@@ -73,14 +76,18 @@ def versions() -> dict[str, str]:
     }
 
 
-def collect(experiment: Experiment, log: MetricLog, run_folder: str, best: dict, seconds: float) -> Result:
+def collect(experiment: Experiment, log: MetricLog, run_folder: str, seconds: float) -> Result:
     """The result of a run whose last record is its evaluation on the test images."""
     sparse, config = experiment.sparse, experiment.config
     tested = log.last("eval", split="test")
     assert tested is not None
+    watched = [r for r in log.records if r["kind"] == "eval" and r["split"] == experiment.watched_split]
+    best = max(watched, key=lambda record: record["accuracy"])  # the first of equals
     flops = sparse.flops()
+    images = sparse.example[0][0].shape[0]  # of the batch that the FLOPs are of
     rewirings = [record for record in log.records if record["kind"] == "rewire"]
     done = [sum(record["changed"].values()) for record in rewirings if not record["skipped"]]
+    training = realised_cost(sparse, experiment.rewirer)
     return Result(
         run_folder=run_folder,
         model=str(config.model),
@@ -95,9 +102,9 @@ def collect(experiment: Experiment, log: MetricLog, run_folder: str, best: dict,
         watched_split=experiment.watched_split,
         sparsity=sparse.sparsity,
         inference_flops=flops.ratio,
-        training_flops=sparse.training_flops_ratio(experiment.total_steps),
-        macs=flops.macs,
-        dense_macs=flops.dense_macs,
+        training_flops=training.ratio,
+        macs=flops.macs // _example_images(experiment),
+        dense_macs=flops.dense_macs // _example_images(experiment),
         active_weights=sum(int(mask.sum()) for mask in sparse.masks.values()),
         rewirings=len(rewirings),
         skipped_rewirings=len(rewirings) - len(done),
@@ -106,7 +113,18 @@ def collect(experiment: Experiment, log: MetricLog, run_folder: str, best: dict,
         device=device_name(experiment.device),
         versions=versions(),
         densities=dict(sparse.densities),
+        training_flops_total=_of_run(experiment, training),
     )
+
+
+def _example_images(experiment: Experiment) -> int:
+    """Images in the example that the network was captured with; FLOP counts are of all of them."""
+    return experiment.sparse.example[0][0].shape[0]
+
+
+def _of_run(experiment: Experiment, cost: TrainingCost) -> float:
+    """FLOPs of all images of a run."""
+    return cost.flops / _example_images(experiment) * (experiment.config.batch_size or 1)
 
 
 def before(experiment: Experiment) -> str:
@@ -114,7 +132,7 @@ def before(experiment: Experiment) -> str:
     sparse, config = experiment.sparse, experiment.config
     weights = sum(mask.numel() for mask in sparse.masks.values())
     flops = sparse.flops()
-    training = sparse.training_flops_ratio(experiment.total_steps)
+    training = planned_cost(sparse, experiment.total_steps)
     without = [f"  without a mask: {item.name} ({item.reason})" for item in sparse.uncovered]
     images = len(experiment.splits.train)
     return "\n".join(
@@ -122,7 +140,8 @@ def before(experiment: Experiment) -> str:
             f"{config.model} on {config.data} ({images} images), {config.method}, {config.distribution}",
             f"  {len(sparse.masks)} masked tensors, {weights} weights: "
             f"sparsity {sparse.sparsity:.6f}, density {1 - sparse.sparsity:.6f}",
-            f"  FLOPs x dense: inference {flops.ratio:.4f}, training {training:.4f} (planned)",
+            f"  FLOPs x dense: inference {flops.ratio:.4f}, training {training.ratio:.4f} "
+            f"(planned: {_of_run(experiment, training):.3e} FLOPs)",
             f"  {experiment.total_steps} steps of {config.batch_size} images on {device_name(experiment.device)}",
             *without,
         ]
@@ -137,7 +156,7 @@ def after(result: Result) -> str:
         (f"best on {result.watched_split}", f"{result.best_accuracy:.4f} at step {result.best_step}"),
         ("density", f"{result.density:.6f}"),
         ("inference FLOPs x dense", f"{result.inference_flops:.4f}"),
-        ("training FLOPs x dense", f"{result.training_flops:.4f}"),
+        ("training FLOPs x dense", f"{result.training_flops:.4f} ({result.training_flops_total:.3e} FLOPs)"),
         ("rewirings", f"{result.rewirings} ({result.skipped_rewirings} skipped)"),
         (
             "mask changes a rewiring",
@@ -153,6 +172,7 @@ def comparison(results: Sequence[Result]) -> str:
     headers = [
         "method",
         "test accuracy",
+        "test loss",
         "density",
         "inference FLOPs x dense",
         "training FLOPs x dense",
@@ -162,6 +182,7 @@ def comparison(results: Sequence[Result]) -> str:
         [
             result.method,
             f"{result.test_accuracy:.4f}",
+            f"{result.test_loss:.4f}",
             f"{result.density:.4f}",
             f"{result.inference_flops:.4f}",
             f"{result.training_flops:.4f}",

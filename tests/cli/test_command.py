@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 import fxsparse
 from fxsparse.cli import main
+from fxsparse.core.errors import ConfigError
 from fxsparse.training.config import config_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +72,16 @@ def test_help_names_every_option_and_its_default(capsys):
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     for option in config_options().values():
         assert option.flag in text
-    for part in ("default: 0.9", "digits 30", "cifar10 250", "sgd 0.1", "{sgd,adam,adamw}", "--resume", "90%:"):
+    for part in (
+        "default: 0.9",
+        "30 for digits",
+        "250 for cifar10, cifar100;",
+        "0.1 for sgd",
+        "(default: no)",
+        "{sgd,adam,adamw}",
+        "--resume",
+        "90%:",
+    ):
         assert part in text
     for command in ([], ["data"]):
         assert main([*command, "--help"]) == 0
@@ -122,12 +133,32 @@ def test_ctrl_c_in_a_terminal_saves_and_says_how_to_resume(tmp_path):
     metrics = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.fullmatch(r"fxsparse: interrupted after step \d+; continue with: fxsparse train --resume run\n", err)
     assert len(list((tmp_path / "run/checkpoints").glob("step-*.pt"))) == 1
+
+
+def test_ctrl_c_before_the_first_step_is_one_line(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxsparse.training.loop.build", interrupted)
+    assert main(SHORT) == 130
+    assert capsys.readouterr().err == "fxsparse: interrupted\n"
+
+
+def test_a_warning_of_ours_is_one_line(monkeypatch, capsys):
+    def warned(config):
+        warnings.warn("something to know", fxsparse.FxSparseWarning, stacklevel=2)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("fxsparse.training.loop.build", warned)
+    assert main(SHORT) == 2
+    assert capsys.readouterr().err == "fxsparse: warning: something to know\nfxsparse: error: enough\n"
 
 
 def test_tools_train_is_the_same_command():

@@ -27,13 +27,13 @@ def demo(monkeypatch):
 def test_three_runs_a_table_and_a_picture(demo, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "demo"
-    assert demo("--steps", "30", "--out", str(out)) == 0
+    assert demo("--steps", "80", "--out", str(out)) == 0
     table = capsys.readouterr().out
     results = {m: Result.from_json((out / m / "result.json").read_text()) for m in ("dense", "static", "rigl")}
     for method, result in results.items():
         (row,) = [line for line in table.splitlines() if line.startswith(method)]
         assert f"{result.test_accuracy:.4f}" in row
-        assert result.steps == 30
+        assert result.steps == 80
     assert results["dense"].density == 1.0
     assert results["static"].density == results["rigl"].density == pytest.approx(0.1, abs=1e-3)
     assert results["static"].training_flops < results["rigl"].training_flops < 1.0

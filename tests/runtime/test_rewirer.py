@@ -482,3 +482,20 @@ def test_planned_training_flops_follow_what_the_method_needs():
     assert ratios["static"] == ratios["set"] == 0.5
     assert ratios["rigl"] == pytest.approx((6 * 1.5 + 2 * 2) / 24)
     assert ratios["momentum-growth"] == pytest.approx(8 * 2 / 24)
+
+
+def test_taking_over_a_pattern_clears_new_and_gone_connections_and_nothing_else():
+    from fxsparse.runtime.masked_site import MaskedSite
+
+    sparse = one_site([1, 2, 3, 4, 0, 0], [1, 1, 1, 1, 0, 0])
+    optimizer = torch.optim.Adagrad(sparse.parameters(), initial_accumulator_value=7.0)
+    site = MaskedSite(sparse, "weight", "weight_mask")
+    with torch.no_grad():
+        sparse.weight[0, 4] = 9.0  # stray: a new connection starts from 0 whatever was in storage
+    grown = site.take_over(torch.tensor([[1, 1, 0, 0, 1, 1]]).bool(), 4, optimizer)
+    assert int(grown) == 2
+    assert site.active == 4
+    assert sparse.weight.tolist() == [[1, 2, 0, 0, 0, 0]]
+    assert optimizer.state[sparse.weight]["sum"].tolist() == [[7, 7, 0, 0, 0, 0]]
+    sparse.masks["weight"].fill_(True)
+    assert site.active == 6  # noticed, because somebody else changed the mask

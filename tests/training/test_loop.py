@@ -202,7 +202,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, at_step):
     at_step(13, twice)
     with pytest.raises(KeyboardInterrupt) as caught:
         run(TINY, tmp_path / "run")
-    assert not isinstance(caught.value, TrainingInterrupted)
+    assert not isinstance(caught.value, TrainingInterrupted) and "step-00000010.pt" in str(caught.value)
     assert checkpoint_steps(tmp_path / "run") == [10]
 
 
@@ -213,13 +213,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     def spoiled(output, labels, label_smoothing):
         steps.append(0)
         loss, logits = objective.loss_and_logits(output, labels, label_smoothing)
-        return (loss * bad if len(steps) == 13 else loss), logits
+        return (loss * bad if len(steps) >= 13 else loss), logits
 
     monkeypatch.setattr("fxsparse.training.loop.loss_and_logits", spoiled)
     config = dataclasses.replace(TINY, log_interval=4, checkpoint_interval=5)
     with pytest.raises(DivergedError, match=r"not? .*finite at step 13; .*step-00000010\.pt"):
         run(config, tmp_path / "run")
-    assert len(steps) == 15 or len(steps) == 16  # found at the next check, not at the next step
+    assert len(steps) == 15  # found at the next check, which is before the checkpoint
     assert checkpoint_steps(tmp_path / "run") == [10]
     assert not (tmp_path / "run/result.json").exists()
 
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_the_run_can_go_on(tmp_p
 
     with monkeypatch.context() as patch:
         at_step(12, lambda *arguments: patch.setattr(checkpoint, "write_atomically", full))
-        with pytest.raises(CheckpointError, match=r"step-00000015\.pt: No space left"):
+        with pytest.raises(CheckpointError, match=r"step-00000015\.pt: No space left.*step-00000010\.pt"):
             run(config, tmp_path / "run")
     assert checkpoint_steps(tmp_path / "run") == [10]
     assert run(None, tmp_path / "run", resume=True).test_loss == expected.test_loss

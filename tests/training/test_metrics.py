@@ -1,5 +1,7 @@
 """The record of a run survives a kill at any byte."""
 
+import sys
+
 import pytest
 
 from fxsparse.core.errors import CheckpointError
@@ -58,7 +60,7 @@ def test_a_record_that_cannot_be_written_is_an_error_that_names_the_file(tmp_pat
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log = MetricLog(tmp_path / "metrics.jsonl")
-    assert log.open_tensorboard(tmp_path / "tensorboard", step=0)
+    assert log.open_tensorboard(tmp_path / "tensorboard", step=0) is None
     log.add("eval", 5, split="test", accuracy=0.75)
     log.add("train", 6, loss=0.5)
     log.close()
@@ -66,3 +68,19 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("eval/test_accuracy")] == [(5, 0.75)]
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(6, 0.5)]
+
+
+def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    log = MetricLog(tmp_path / "metrics.jsonl")
+    assert "pip install tensorboard" in log.open_tensorboard(tmp_path / "tensorboard", step=0)
+    log.add("train", 1, loss=2.0)
+    log.close()
+
+
+def test_tensorboard_that_cannot_write_does_not_stop_a_run(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").touch()
+    log = MetricLog(tmp_path / "metrics.jsonl")
+    assert "could not write" in log.open_tensorboard(tmp_path / "file" / "tensorboard", step=0)

@@ -1,6 +1,7 @@
 """A run that is killed and resumed ends with the bits of the run that was not."""
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def uninterrupted(tmp_path_factory):
     return of
 
 
-@pytest.mark.skipif(not hasattr(sys, "getsizeof") or sys.platform == "win32", reason="needs fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_killed_several_times_and_resumed_is_bit_identical(name, uninterrupted, tmp_path):
     folder = tmp_path / "run"

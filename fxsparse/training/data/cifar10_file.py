@@ -5,6 +5,7 @@ without compression and without pickles; the zip container's CRC-32 finds a flip
 """
 
 import os
+import shlex
 import zipfile
 import zlib
 from contextlib import suppress
@@ -24,9 +25,14 @@ def built_path(root: Path) -> Path:
     return root / "cifar10" / "cifar10.npz"
 
 
+def build_command(root: Path) -> str:
+    """What to type to have the file built."""
+    return "`fxsparse data cifar10" + ("`" if root == Path("data") else f" --root {shlex.quote(str(root))}`")
+
+
 def read_built(path: Path, facts: Facts = CIFAR10) -> tuple[ImageSet, ImageSet]:
     """`(train, test)` from `path`. Raises DataError when it is unreadable, damaged, or not `facts`."""
-    way_out = "remove it and run `fxsparse data cifar10` to build it again"
+    way_out = f"remove it and run {build_command(path.parent.parent)} to build it again"
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(file[name]) for name in ARRAYS}

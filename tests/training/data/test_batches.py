@@ -93,9 +93,7 @@ def test_every_window_and_both_directions_are_drawn_evenly():
     """One bright pixel in the middle shows where each window was: 5 x 5 places, half of them mirrored."""
     pixels = torch.zeros(5000, 1, 7, 7, dtype=torch.uint8)
     pixels[:, :, 3, 2] = 255
-    loader = Batches(
-        ImageSet(pixels, torch.zeros(5000)), 5000, mean=(0.0,), std=(1.0,), crop=2, flip=True, seed=1
-    )
+    loader = Batches(ImageSet(pixels, torch.zeros(5000)), 5000, mean=(0.0,), std=(1.0,), crop=2, flip=True, seed=1)
     places = next(loader.epoch(0))[0].view(5000, -1).argmax(1)
     rows, columns = (places // 7).bincount(minlength=7), (places % 7).bincount(minlength=7)
     assert rows[[0, 6]].sum() == 0 and (rows[1:6] - 1000).abs().max() < 120

@@ -5,6 +5,7 @@ import io
 import pickle
 import sys
 import tarfile
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -14,6 +15,7 @@ from torchvision import datasets
 
 from fxsparse.core.errors import ConfigError, DataError
 from fxsparse.training.data import load, names, sources, torchvision_cifar
+from fxsparse.training.data.cifar10_file import build_command
 from fxsparse.training.data.facts import Facts
 
 
@@ -116,9 +118,7 @@ def miniature(tmp_path, monkeypatch):
         return hashlib.md5(data).hexdigest()
 
     kind = datasets.CIFAR10
-    monkeypatch.setattr(
-        kind, "train_list", [(f"data_batch_{i}", md5(files[f"data_batch_{i}"])) for i in range(1, 6)]
-    )
+    monkeypatch.setattr(kind, "train_list", [(f"data_batch_{i}", md5(files[f"data_batch_{i}"])) for i in range(1, 6)])
     monkeypatch.setattr(kind, "test_list", [("test_batch", md5(files["test_batch"]))])
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(files["batches.meta"])})
     monkeypatch.setattr(kind, "tgz_md5", md5(archive.getvalue()))
@@ -159,7 +159,7 @@ def test_a_download_is_kept(miniature, monkeypatch):
 def test_cifar10_out_of_reach_points_to_the_command(miniature, capfd):
     root, _ = miniature
     with pytest.raises(
-        DataError, match=r"\(Name or service not known\): run `fxsparse data cifar10`"
+        DataError, match=r"\(Name or service .*\): run `fxsparse data cifar10 --root .*/data`$"
     ) as caught:
         load("cifar10", root)
     assert "\n" not in str(caught.value)
@@ -193,9 +193,7 @@ def test_a_damaged_file_of_torchvisions_folder_is_named_and_kept(miniature, dama
     path = root / "cifar-10-batches-py" / "data_batch_3"
     data = path.read_bytes()[:-5]
     path.unlink() if damage == "missing" else path.write_bytes(data)
-    with pytest.raises(
-        DataError, match=f"data_batch_3 is .*{damage}: remove the folder .*fxsparse data cifar10"
-    ):
+    with pytest.raises(DataError, match=f"data_batch_3 is .*{damage}: remove the folder .*fxsparse data cifar10"):
         load("cifar10", root)
     assert damage == "missing" or path.read_bytes() == data
 
@@ -208,3 +206,8 @@ def test_a_truncated_archive_is_named_and_kept(miniature):
         load("cifar10", root)
     assert path.read_bytes() == archive[:-100]
     assert [p.name for p in root.iterdir()] == [path.name]
+
+
+def test_the_command_names_the_root_only_where_it_is_not_the_default():
+    assert build_command(Path("data")) == "`fxsparse data cifar10`"
+    assert build_command(Path("my data")) == "`fxsparse data cifar10 --root 'my data'`"
