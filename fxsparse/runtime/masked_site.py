@@ -5,14 +5,30 @@ move along. A site that stores its weights in another way (values only, groups o
 the same interface.
 """
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
+
+from ..core.records import WeightSite
+
+
+class MaskedModule(Protocol):
+    """What the runtime needs of a module: its sites, its tensors by name, and the gate."""
+
+    sites: tuple[WeightSite, ...]
+    dense_gradient: bool
+    _rewirer: Any
+
+    def get_parameter(self, target: str) -> nn.Parameter: ...
+
+    def get_buffer(self, target: str) -> Tensor: ...
 
 
 class MaskedSite:
     """A site stored densely: a parameter with zeros, and its bool mask beside it."""
 
-    def __init__(self, module: nn.Module, name: str, mask_name: str) -> None:
+    def __init__(self, module: MaskedModule, name: str, mask_name: str) -> None:
         self.module = module
         self.name = name
         self._mask_name = mask_name

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import FxSparseWarning, RuntimeStateError
-from .masked_site import MaskedSite
+from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need
 from .schedule import UpdateSchedule
 
@@ -51,7 +51,7 @@ class Rewirer:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: MaskedModule,
         optimizer: torch.optim.Optimizer,
         method: Method,
         schedule: UpdateSchedule,
@@ -226,7 +226,8 @@ class Rewirer:
             name = next(site.name for site, count in zip(self._sites, stray, strict=True) if count)
             self._remask_every_step = True
             self._warn_once(
-                f"{type(self._optimizer).__name__} moved inactive weights ({name}); they are set back to 0 after every step"
+                f"{type(self._optimizer).__name__} moved inactive weights ({name}); "
+                "they are set back to 0 after every step"
             )
             for site in self._sites:
                 site.apply_mask_()
@@ -247,7 +248,7 @@ def _all_finite(tensors: list[Tensor]) -> bool:
     return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
 
-def _check_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _check_optimizer(module: MaskedModule, optimizer: torch.optim.Optimizer) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise RuntimeStateError(
             f"attach needs a torch.optim.Optimizer, whose step hooks it uses; got a {type(optimizer).__name__}"
