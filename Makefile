@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install browser demo test test-all lint format clean
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -14,13 +14,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# The report's page is tested in a browser. Continuous integration installs one; elsewhere `make browser` does,
+# and without one those tests are skipped.
+BROWSER := $(if $(CI),browser)
+browser:         ## install Chromium from Debian's packages, for the tests of the html report
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; } \
+	|| echo 'no Chromium: the tests of the html report are skipped'
+
 demo: $(INSTALLED)      ## RigL beside static and dense training on real handwritten digits
 	$(BIN)/python tools/demo.py
 
-test: $(INSTALLED)      ## the tests, without the long ones
+test: $(INSTALLED) $(BROWSER)      ## the tests, without the long ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: $(INSTALLED)  ## the tests, the long ones too
+test-all: $(INSTALLED) $(BROWSER)  ## the tests, the long ones too
 	$(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED)      ## ruff and mypy

@@ -30,7 +30,7 @@ from .core.errors import (  # noqa: E402
     VerificationError,
 )
 from .core.masking import apply_mask  # noqa: E402
-from .flops import FlopReport, count_flops  # noqa: E402
+from .flops import FlopReport, count_flops, plan_flops, planned_cost, realised_cost  # noqa: E402
 from .runtime.methods import Method, methods  # noqa: E402
 from .runtime.rewirer import Rewirer, Rewiring  # noqa: E402
 from .runtime.update_rules import rigl_update, set_update  # noqa: E402
@@ -61,6 +61,9 @@ __all__ = [
     "apply_mask",
     "count_flops",
     "methods",
+    "plan_flops",
+    "planned_cost",
+    "realised_cost",
     "rigl_update",
     "set_update",
     "sparsify",

@@ -1,15 +1,17 @@
 """A captured model as an ordinary module: the model's own tree, run by graphs instead of by its `forward`."""
 
 import copy
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 
-from .core.errors import CaptureError
+from .core.errors import CaptureError, InputError
 from .core.graphs import pack_graph, unpack_graph
 from .core.records import Captured
 
-_REBUILT = ("_graph", "_graphs", "_code", "_lineno_map", "_prologue_start", "forward_train", "forward_eval")
+_REBUILT = ("_graph", "_graphs", "_code", "_codes", "_lineno_map", "_prologue_start", "forward_train", "forward_eval")
 """Attributes that are made anew from the graphs when a module is copied or unpickled."""
 
 
@@ -20,7 +22,21 @@ class CapturedModule(fx.GraphModule):
     `state_dict` keys are the model's. Where `forward` does something else in train mode than in eval mode
     (auxiliary heads, functional dropout), there are two graphs, and `train()` and `eval()` switch between
     them; `graph` and `code` are those of the present mode.
+
+    Attributes:
+        example: `(args, kwargs)` of the capture, with a `TensorSpec` in place of every tensor.
+        capture: the mechanism that made the graphs.
+        notes: what the user should know, a sentence each.
+        flags, mode_readers: as of `Captured`.
     """
+
+    example: tuple[tuple, dict[str, Any]]
+    capture: str
+    notes: list[str]
+    flags: dict[str, dict[str, bool]]
+    mode_readers: tuple[str, ...]
+    forward_train: Callable
+    forward_eval: Callable
 
     def __init__(self, captured: Captured) -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name=captured.name)
@@ -33,6 +49,8 @@ class CapturedModule(fx.GraphModule):
         self.example = captured.example
         self.capture = captured.mechanism
         self.notes = list(captured.notes)
+        self.flags = captured.flags
+        self.mode_readers = captured.mode_readers
         self._graphs = dict(captured.graphs)
         self.recompile()
 
@@ -56,6 +74,12 @@ class CapturedModule(fx.GraphModule):
         self.recompile()
 
     @property
+    def code(self) -> str:
+        """The Python code that the graph of the present mode was compiled to."""
+        codes = self.__dict__.get("_codes")
+        return codes[self._mode()] if codes else super().code
+
+    @property
     def graphs(self) -> dict[str, fx.Graph]:
         """`"train"` and `"eval"`: the graphs of both modes, the same object where they do not differ."""
         return dict(self._graphs)
@@ -63,6 +87,8 @@ class CapturedModule(fx.GraphModule):
     def train(self, mode: bool = True) -> "CapturedModule":
         super().train(mode)
         if "_graphs" in self.__dict__:
+            for name, training in self.flags.get("train" if mode else "eval", {}).items():
+                self.get_submodule(name).training = training
             self._graph = self._graphs[self._mode()]
         return self
 
@@ -72,10 +98,12 @@ class CapturedModule(fx.GraphModule):
         if not graphs:
             return super().recompile()
         own_class = type(self)
+        self._codes = {}
         for mode in ("train", "eval"):
             self._graph = graphs[mode]
             self._graph.owning_module = self
             code = super().recompile()
+            self._codes[mode] = self._code
             setattr(own_class, f"forward_{mode}", own_class.forward)
         if graphs["train"] is not graphs["eval"]:
             own_class.forward = _forward_by_mode
@@ -122,6 +150,13 @@ class CapturedModule(fx.GraphModule):
 
 
 def _forward_by_mode(self: CapturedModule, *args: Any, **kwargs: Any) -> Any:
+    for name in self.mode_readers:
+        expected = self.flags.get(self._mode(), {}).get(name, self.training)
+        if self.get_submodule(name).training != expected:
+            raise InputError(
+                f"{name} is in {'eval' if expected else 'train'} mode while the model is in {self._mode()} mode, and "
+                "the graph was captured otherwise; let the train() of the model's class set it so, and capture again"
+            )
     if self.training:
         return self.forward_train(*args, **kwargs)
     return self.forward_eval(*args, **kwargs)
@@ -139,6 +174,16 @@ def _empty_instance(cls: type[CapturedModule]) -> CapturedModule:
 def _refuse_name_clashes(captured: Captured, cls: type) -> None:
     """An attribute of the model under the name of one of ours would be hidden from the graph."""
     model = captured.model
-    for name in (*model._modules, *model._parameters, *model._buffers):
-        if hasattr(cls, name) and not hasattr(nn.Module, name):
+    ours = set(_REBUILT)
+    for base in cls.__mro__:
+        if issubclass(base, fx.GraphModule):
+            ours |= vars(base).keys() | inspect.get_annotations(base).keys()
+    read = {
+        str(node.target).partition(".")[0]
+        for _, graph in captured.distinct_graphs()
+        for node in graph.nodes
+        if node.op == "get_attr" and node.target in model.__dict__
+    }
+    for name in (*model._modules, *model._parameters, *model._buffers, *read):
+        if name in ours:
             raise CaptureError(f"{captured.name}.{name} has the name of an attribute of {cls.__name__}; rename it")

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from .flops.tables import convention_line, warnings
+
 if TYPE_CHECKING:
     from .sparse_module import SparseModule
 
@@ -35,6 +37,7 @@ def report(sparse: "SparseModule") -> str:
         f"method {sparse.method.name}: {sparse.method.summary}",
         f"captured by the {sparse.capture} tracer; "
         + ("one graph for both modes" if sparse.graphs["train"] is sparse.graphs["eval"] else "a graph for each mode"),
+        convention_line(flops),
         tabulate(rows, header, intfmt=",", floatfmt=".4f"),
         f"sparsity {sparse.sparsity:.4f}; inference FLOPs {flops.ratio:.4f} of dense",
     ]
@@ -42,5 +45,5 @@ def report(sparse: "SparseModule") -> str:
         lines += ["", "without a mask:"]
         lines += [f"  {item.name} {'x'.join(map(str, item.shape))}: {item.reason}" for item in sparse.uncovered]
     lines += [f"note: {note}" for note in sparse.notes]
-    lines += [f"not counted in the FLOPs: {', '.join(ops)} in {node}" for node, ops in flops.unknown.items()]
+    lines += warnings(flops)
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """`SparseModule`: a captured model whose weights go through masks."""
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from .captured_module import CapturedModule
 from .core.errors import RuntimeStateError, SelectionError
-from .core.masking import random_mask, seeded_generator
+from .core.masking import floor_count, random_mask, seeded_generator
 from .core.records import Captured, Uncovered, WeightSite
 from .flops import FlopReport, count_module
 from .passes.insert_masks import GATE, insert_masks
@@ -29,7 +30,21 @@ class SparseModule(CapturedModule):
         uncovered: every other matrix-shaped parameter, with the reason.
         dense_names: sites that were asked to stay at density 1.
         method: the training method that `attach` will run.
+        target_sparsities: weight name -> the sparsity that it was given.
+        schedule_options: of `UpdateSchedule.for_run`.
+        seed: of the initial masks and of every random choice while rewiring.
+        dense_gradient: whether `weight.grad` is dense in the present step; the rewirer sets it.
     """
+
+    sites: tuple[WeightSite, ...]
+    uncovered: tuple[Uncovered, ...]
+    dense_names: tuple[str, ...]
+    method: Method
+    target_sparsities: dict[str, float]
+    schedule_options: dict[str, Any]
+    seed: int
+    dense_gradient: bool
+    _rewirer: Rewirer | None
 
     def __init__(
         self,
@@ -51,7 +66,7 @@ class SparseModule(CapturedModule):
         self.schedule_options = dict(schedule_options)
         self.seed = seed
         self.dense_gradient = False
-        self._rewirer: Rewirer | None = None
+        self._rewirer = None
         for site in self.sites:
             weight = self.get_parameter(site.name)
             owner, _, parameter = site.name.rpartition(".")
@@ -75,7 +90,12 @@ class SparseModule(CapturedModule):
     @property
     def active_counts(self) -> dict[str, int]:
         """Weight name -> number of active weights."""
-        return {name: int(mask.sum()) for name, mask in self.masks.items()}
+        return {
+            name: mask.numel() - floor_count(self.target_sparsities[name], mask.numel())
+            if mask.is_meta
+            else int(mask.sum())
+            for name, mask in self.masks.items()
+        }
 
     @property
     def densities(self) -> dict[str, float]:
@@ -153,20 +173,33 @@ class SparseModule(CapturedModule):
         """A copy without masks, the zeros in its weights: plain keys, any mode, no runtime."""
         own = copy.deepcopy(self)
         tree = nn.Module()
-        tree.__dict__.update(own.__dict__)
+        mine = inspect.get_annotations(SparseModule)
+        tree.__dict__.update({key: value for key, value in own.__dict__.items() if key not in mine})
         for site in self.sites:
             owner, _, mask = site.mask_name.rpartition(".")
             del tree.get_submodule(owner)._buffers[mask]
         graphs = {mode: remove_masks(graph) for mode, graph in own.graphs.items()}
         if own.graphs["train"] is own.graphs["eval"]:
             graphs["train"] = graphs["eval"]
-        return CapturedModule(Captured(self._get_name(), tree, graphs, self.example, self.capture, self.notes))
+        return CapturedModule(
+            Captured(
+                self._get_name(),
+                tree,
+                graphs,
+                self.example,
+                self.capture,
+                self.notes,
+                self.flags,
+                self.mode_readers,
+            )
+        )
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> nn.Module:
         """Copies the masked weights and all buffers into a model of the original class, and returns it."""
         self.apply_masks_()
-        masks = {site.mask_name for site in self.sites}
+        own = {id(mask) for mask in self.masks.values()}
+        masks = {name for name, buffer in self.named_buffers(remove_duplicate=False) if id(buffer) in own}
         model.load_state_dict({key: value for key, value in self.state_dict().items() if key not in masks})
         return model
 

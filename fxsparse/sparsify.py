@@ -9,8 +9,10 @@ from torch import nn
 from .core.errors import AllocationError, ConfigError, FxSparseWarning
 from .passes.allocate_sparsity import allocate_sparsity
 from .passes.annotate_shapes import annotate_shapes
+from .passes.count_flops import count_flops
 from .passes.find_sites import find_sites
 from .passes.select_sites import Selectors, select_sites
+from .passes.solve_flop_budget import solve_flop_budget
 from .passes.trace import trace
 from .passes.verify import verify as verify_outputs
 from .runtime.methods import Method, make_method
@@ -23,7 +25,8 @@ def sparsify(
     example_input: Any,
     method: str | Method = "rigl",
     *,
-    sparsity: float = 0.9,
+    sparsity: float | None = None,
+    flops: float | None = None,
     distribution: str | Mapping[str, float] = "erk",
     drop_fraction: float = 0.3,
     update_interval: int = 100,
@@ -51,7 +54,9 @@ def sparsify(
         example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments, on the
             model's device. Its sizes decide control flow on shapes and the FLOP counts.
         method: a name from `fxsparse.methods()`, or a `Method`.
-        sparsity: fraction of the site's weights to remove, in [0, 1).
+        sparsity: fraction of the site's weights to remove, in [0, 1); 0.9 without a budget in `flops`.
+        flops: instead of `sparsity`: forward FLOPs over those of the dense model, in (0, 1]; the sparsity is
+            solved for, such that the distribution meets it to one part in a thousand.
         distribution: `"uniform"`, `"er"`, `"erk"`, or a mapping from every weight name to its sparsity.
         drop_fraction: fraction of the active connections rewired at first (the paper's alpha).
         update_interval: optimizer steps between rewirings (delta_t).
@@ -72,6 +77,10 @@ def sparsify(
     method = make_method(method)
     if granularity != "weight":
         raise ConfigError(f"granularity: {granularity!r} is not one of weight")
+    if sparsity is not None and flops is not None:
+        raise ConfigError("sparsity and flops: give one of the two, not both")
+    if sparsity is None:
+        sparsity = 0.9
     if not 0.0 <= sparsity < 1.0:
         raise AllocationError(f"sparsity: {sparsity} is outside [0, 1); 0.9 removes nine weights of ten")
     schedule_options: dict[str, Any] = {
@@ -88,6 +97,11 @@ def sparsify(
     sites, stay_dense, uncovered = select_sites(
         captured, sites, uncovered, include=include, exclude=exclude, dense=dense
     )
+    if flops is not None and method.initial_sparsity(sparsity):
+        costs = count_flops(captured.model, captured.graphs["eval"], {})
+        sparsity = solve_flop_budget(
+            costs, sites, flops, distribution, dense=stay_dense, explicit=explicit, power=power
+        )
     sparsities = allocate_sparsity(
         sites,
         method.initial_sparsity(sparsity),

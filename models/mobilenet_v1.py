@@ -24,9 +24,7 @@ class SeparableBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(
-            in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False
-        )
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
         self.depthwise_bn = nn.BatchNorm2d(in_channels)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.pointwise_bn = nn.BatchNorm2d(out_channels)
@@ -42,9 +40,7 @@ class MobileNetV1(nn.Module):
     `width` multiplies the channels of every layer but the classifier's outputs.
     """
 
-    def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
         channels = scaled(32, width)
         self.stem = nn.Sequential(

@@ -29,9 +29,7 @@ class Entry:
     @property
     def defaults(self) -> dict[str, Any]:
         """The network's options and their default values."""
-        return {
-            name: parameter.default for name, parameter in inspect.signature(self.make).parameters.items()
-        }
+        return {name: parameter.default for name, parameter in inspect.signature(self.make).parameters.items()}
 
 
 ENTRIES = {
@@ -50,9 +48,7 @@ def names() -> list[str]:
     return [*ENTRIES, *_torchvision_names()]
 
 
-def build(
-    name: str, num_classes: int | None = None, in_channels: int | None = None, **options: object
-) -> nn.Module:
+def build(name: str, num_classes: int | None = None, in_channels: int | None = None, **options: object) -> nn.Module:
     """The network called `name`, freshly initialised from PyTorch's global random state.
 
     `num_classes` and `in_channels` (of the input picture) are the network's own defaults where not given;
@@ -89,9 +85,7 @@ def default_width(name: str) -> float:
     return ENTRIES[name].defaults["width"]
 
 
-def example_input(
-    name: str, batch: int = 2, size: int | None = None, in_channels: int | None = None
-) -> Tensor:
+def example_input(name: str, batch: int = 2, size: int | None = None, in_channels: int | None = None) -> Tensor:
     """An input that the network takes, the same at every call and apart from the global random state.
 
     Pictures are (batch, in_channels, size, size) float32 of unit variance; text is (batch, size) int64.

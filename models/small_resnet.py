@@ -37,9 +37,7 @@ class SmallResNet(nn.Module):
     Images (N, in_channels, H, W) to logits (N, num_classes). `width` need not be whole.
     """
 
-    def __init__(
-        self, num_classes: int = 10, in_channels: int = 1, width: float = 16, blocks: int = 1
-    ) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 1, width: float = 16, blocks: int = 1) -> None:
         super().__init__()
         channels = scaled(1, width)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
@@ -59,8 +57,6 @@ class SmallResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def small_resnet(
-    num_classes: int = 10, in_channels: int = 1, width: float = 16, blocks: int = 1
-) -> SmallResNet:
+def small_resnet(num_classes: int = 10, in_channels: int = 1, width: float = 16, blocks: int = 1) -> SmallResNet:
     """The demonstration's network: for 8x8 grey pictures in 10 classes 77,072 conv and linear weights."""
     return SmallResNet(num_classes, in_channels, width, blocks)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from fxsparse.core.arguments import check_decision
 from fxsparse.core.graphs import attribute, has_effect, operand, operation_name
 from fxsparse.core.operations import EMBEDDINGS, WEIGHTED
 from fxsparse.core.records import Captured, SiteUse, Uncovered, WeightSite, record_of
@@ -18,6 +19,7 @@ class _Findings:
     uses: list[SiteUse] = field(default_factory=list)
     depthwise: list[bool] = field(default_factory=list)
     embeds: bool = False
+    weights_of: list[str] = field(default_factory=list)
     enters_by: list[str] = field(default_factory=list)
     obstacles: list[str] = field(default_factory=list)
 
@@ -29,6 +31,8 @@ class _Findings:
             return None
         if self.embeds:
             return "an embedding table"
+        if self.weights_of:
+            return f"the weight of {self.weights_of[0]} is computed from it"
         return f"enters by {self.enters_by[0]}" if self.enters_by else "not used in forward"
 
 
@@ -91,8 +95,11 @@ def _note_node(model: nn.Module, mode: str, node: fx.Node, findings: dict[int, _
         module = model.get_submodule(str(node.target))
         for parameter in module.parameters():
             findings[id(parameter)].obstacles.append(f"hidden inside {type(module).__name__} {node.target}")
-    if node.op not in ("call_function", "call_method"):
+    if node.op not in ("call_function", "call_method", "call_module"):
         return
+    changed = _changed_parameter(model, node)
+    if changed is not None:
+        findings[id(changed)].obstacles.append(f"changed in place by {operation_name(node)} in {_place(node)}")
     weight = _weight_operand(node)
     if weight is not None:
         parameter = _parameter(model, weight)
@@ -103,9 +110,7 @@ def _note_node(model: nn.Module, mode: str, node: fx.Node, findings: dict[int, _
             groups = operand(node, 6, "groups") if operation.kernel_rank else 1
             found.depthwise.append((groups or 1) > 1 and parameter.shape[1] == 1)
         for key in _ancestors(model, weight) if weight.op != "get_attr" else ():
-            findings[key].enters_by.insert(
-                0, f"the weight of {operation_name(node)} in {_place(node)} is computed from it"
-            )
+            findings[key].weights_of.append(f"{operation_name(node)} in {_place(node)}")
     for source in node.all_input_nodes:
         parameter = _parameter(model, source)
         if parameter is None or source is weight:
@@ -113,8 +118,6 @@ def _note_node(model: nn.Module, mode: str, node: fx.Node, findings: dict[int, _
         found = findings[id(parameter)]
         if node.op == "call_function" and node.target in EMBEDDINGS:
             found.embeds = True
-        elif has_effect(node) and node.args and node.args[0] is source:
-            found.obstacles.append(f"changed in place by {operation_name(node)} in {_place(node)}")
         else:
             found.enters_by.append(f"{operation_name(node)} in {_place(node)}")
 
@@ -133,6 +136,16 @@ def _parameter(model: nn.Module, node: fx.Node) -> nn.Parameter | None:
     return value if isinstance(value, nn.Parameter) else None
 
 
+def _changed_parameter(model: nn.Module, node: fx.Node) -> nn.Parameter | None:
+    """The parameter that an in-place operation changes, itself or through a view (`weight.data.clamp_()`)."""
+    if node.op == "call_module" or not has_effect(node) or node.target is check_decision:
+        return None
+    changed = node.kwargs.get("out") or (node.args[0] if node.args else None)
+    while isinstance(changed, fx.Node) and changed.op != "get_attr" and operation_name(changed) in VIEWS:
+        changed = changed.args[0]
+    return _parameter(model, changed) if isinstance(changed, fx.Node) else None
+
+
 def _ancestors(model: nn.Module, node: fx.Node) -> set[int]:
     """Parameters (by id) from which the value of `node` is computed."""
     seen, open_nodes, found = {node}, [node], set()
@@ -147,6 +160,13 @@ def _ancestors(model: nn.Module, node: fx.Node) -> set[int]:
         seen.update(fresh)
         open_nodes.extend(fresh)
     return found
+
+
+VIEWS = frozenset(
+    """getattr getitem detach view view_as reshape flatten unflatten t transpose permute squeeze unsqueeze expand narrow
+    select chunk split unbind diagonal swapaxes movedim as_strided""".split()
+)
+"""Operations whose result may share its first argument's storage."""
 
 
 def _place(node: fx.Node) -> str:

@@ -41,7 +41,8 @@ def select_sites(
 
     def expand(argument: str, selectors: Selectors) -> set[str]:
         chosen: set[str] = set()
-        for selector in [selectors] if isinstance(selectors, (str, type)) else selectors:
+        is_one = isinstance(selectors, (str, type)) or not isinstance(selectors, Collection)
+        for selector in [selectors] if is_one else selectors:
             chosen |= _matches(argument, selector, sites, uncovered)
         return chosen
 

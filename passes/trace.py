@@ -5,7 +5,8 @@ made the graphs: a second one (`torch.export`, opaque submodules) is one more en
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -13,17 +14,40 @@ from torch import Tensor, fx, nn
 from fxsparse.capture.concrete_tracer import ConcreteTracer
 from fxsparse.core.errors import CaptureError, InputError
 from fxsparse.core.graphs import pack_graph
+from fxsparse.core.masking import apply_mask
 from fxsparse.core.records import META_KEY, Captured, NodeRecord, specs_of
 
-Mechanism = Callable[[nn.Module, tuple, dict[str, Any]], tuple[fx.Graph, list[str]]]
+
+@dataclass(frozen=True)
+class OneMode:
+    """What a mechanism makes of a model in one mode.
+
+    Attributes:
+        graph: of ordinary nodes, with fx's own meta.
+        changed: attributes that forward changes.
+        readers: modules whose own `training` flag decided what is in the graph.
+        notes: what the user should know, a sentence each.
+    """
+
+    graph: fx.Graph
+    changed: Sequence[str] = ()
+    readers: frozenset[nn.Module] = frozenset()
+    notes: Sequence[str] = ()
 
 
-def _concrete(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[fx.Graph, list[str]]:
-    return ConcreteTracer(model).capture(args, kwargs)
+Mechanism = Callable[[nn.Module, tuple, dict[str, Any]], OneMode]
+
+
+def _concrete(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> OneMode:
+    tracer = ConcreteTracer(model)
+    graph, changed = tracer.capture(args, kwargs)
+    model.__dict__.update(tracer.constants)
+    notes = ["forward puts tensors away outside the model; the graph does not"] if tracer.leaves_values else []
+    return OneMode(graph, changed, frozenset(tracer.modes_read), notes)
 
 
 MECHANISMS: dict[str, Mechanism] = {"concrete": _concrete}
-"""Name -> function from a model in one mode and its example to a graph and the attributes forward changes.
+"""Name -> function from a model in one mode and its example to what it makes of it.
 Tried in this order; the first that does not raise `CaptureError` is used for both modes."""
 
 
@@ -50,41 +74,82 @@ def trace(model: nn.Module, example_input: Any) -> Captured:
 
     Raises:
         CaptureError: what could not be captured: module, source line, reason.
+        InputError: the example does not fit the arguments of `forward`.
     """
     args, kwargs = split_example(example_input)
+    if isinstance(model, fx.GraphModule) and any(node.target is apply_mask for node in model.graph.nodes):
+        raise CaptureError(f"cannot capture {type(model).__name__}: it has masks already; start from the plain model")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise CaptureError(f"cannot capture {type(model).__name__}: {name} has no shape yet; call the model once")
-    own = copy.deepcopy(model)
+    own = _copied(model)
     failures: list[CaptureError] = []
     for mechanism, capture in MECHANISMS.items():
         try:
-            return _both_modes(own, args, kwargs, mechanism, capture)
+            captured = _both_modes(own, args, kwargs, mechanism, capture)
         except CaptureError as error:
             failures.append(error)
+        else:
+            captured.notes.extend(_lost_gradient_hooks(model))
+            return captured
     raise failures[0]
 
 
 def _both_modes(model: nn.Module, args: tuple, kwargs: dict, mechanism: str, capture: Mechanism) -> Captured:
     modes_before = {module: module.training for module in model.modules()}
-    graphs: dict[str, fx.Graph] = {}
-    changed: set[str] = set()
+    captures: dict[str, OneMode] = {}
+    flags: dict[str, dict[str, bool]] = {}
     try:
         for mode in ("train", "eval"):
             model.train(mode == "train")
-            graphs[mode], attributes = capture(model, args, kwargs)
-            changed.update(attributes)
-            _keep_own_records(graphs[mode])
+            own_flags = {name: module.training for name, module in model.named_modules()}
+            flags[mode] = {name: training for name, training in own_flags.items() if training != (mode == "train")}
+            captures[mode] = capture(model, args, kwargs)
+            _keep_own_records(captures[mode].graph)
     finally:
         for module, training in modes_before.items():
             module.training = training
+    graphs = {mode: one.graph for mode, one in captures.items()}
     if pack_graph(graphs["train"]) == pack_graph(graphs["eval"]):
         graphs["train"] = graphs["eval"]
-    captured = Captured(type(model).__name__, model, graphs, (specs_of(args), specs_of(kwargs)), mechanism)
+    readers = frozenset().union(*(one.readers for one in captures.values()))
+    return Captured(
+        type(model).__name__,
+        model,
+        graphs,
+        (specs_of(args), specs_of(kwargs)),
+        mechanism,
+        notes=[*_notes(captures), *_lost_hooks(model, graphs)],
+        flags=flags,
+        mode_readers=tuple(name for name, module in model.named_modules() if name and module in readers),
+    )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        computed = [
+            f"{prefix}.{key}".lstrip(".")
+            for prefix, module in model.named_modules()
+            for key, value in module.__dict__.items()
+            if isinstance(value, Tensor) and value.grad_fn is not None
+        ]
+        if computed:
+            reason = (
+                f"{', '.join(computed)} is computed from other tensors and kept as an attribute; for a weight, use "
+                "torch.nn.utils.parametrizations (or prune.remove), else clear it"
+            )
+        raise CaptureError(f"cannot capture {type(model).__name__}: it cannot be copied: {reason}") from error
+
+
+def _notes(captures: dict[str, OneMode]) -> list[str]:
+    changed = {name for one in captures.values() for name in one.changed}
+    notes = list(dict.fromkeys(note for one in captures.values() for note in one.notes))
     if changed:
-        captured.notes.append(f"forward changes {', '.join(sorted(changed))}; the graph leaves them as they are")
-    captured.notes.extend(_lost_hooks(model, graphs))
-    return captured
+        notes.insert(0, f"forward changes {', '.join(sorted(changed))}; the graph leaves them as they are")
+    return notes
 
 
 def _keep_own_records(graph: fx.Graph) -> None:
@@ -109,4 +174,17 @@ def _lost_hooks(model: nn.Module, graphs: dict[str, fx.Graph]) -> list[str]:
     ]
     if not hooked:
         return []
-    return [f"hooks on {', '.join(hooked)} do not run: the graph calls these modules' operations directly"]
+    return [
+        f"hooks on {', '.join(hooked)} ran once, while tracing: what they compute is in the graph, what else they do "
+        "is not"
+    ]
+
+
+def _lost_gradient_hooks(model: nn.Module) -> list[str]:
+    """Hooks on parameters of the user's model, which its copy does not have."""
+    hooked = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    ]
+    return [f"gradient hooks on {', '.join(hooked)} are not copied; register them anew on the result"] if hooked else []

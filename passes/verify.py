@@ -1,13 +1,16 @@
 """Runs the rewritten graph beside the eager model and refuses it where they differ."""
 
 import dataclasses
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxsparse.capture.guards import module_state_kept
+from fxsparse.capture.guards import module_state_kept, random_state_kept
+from fxsparse.core.arguments import map_leaves
 from fxsparse.core.errors import VerificationError
 
 from .trace import split_example
@@ -17,8 +20,8 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
     """Compares outputs in eval and in train mode: bit for bit on the CPU, to 1e-4 relative elsewhere.
 
     Both modules share parameters and buffers, masked weights being 0 in storage, so the eager one is the
-    model whose weights were multiplied by the masks. Random numbers, buffers, attributes and training flags
-    are put back.
+    model whose weights were multiplied by the masks. Where something may be kept from call to call, there is a
+    second call. Random numbers, buffers, attributes and training flags are put back.
 
     Args:
         name: of the user's model, for messages.
@@ -33,20 +36,25 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
     notes = []
     training = rewritten.training
     modes = {module: module.training for module in (*eager.modules(), *rewritten.modules())}
+    # What is kept from call to call would show in a second one: an attribute, a constant changed in place.
+    calls = 2 if getattr(rewritten, "notes", ()) or hasattr(rewritten, "_tensor_constant0") else 1
     try:
         for mode in ("eval", "train"):
             for module in (eager, rewritten):
                 module.train(mode == "train")
             try:
-                expected = _outputs(eager, args, kwargs)
+                expected = _outputs(eager, args, kwargs, calls)
             except Exception as error:
                 notes.append(f"{mode} mode is not verified: the model itself fails there: {error}")
                 continue
             try:
-                actual = _outputs(rewritten, args, kwargs)
+                actual = _outputs(rewritten, args, kwargs, calls)
             except Exception as error:
                 raise VerificationError(f"the graph of {name} fails in {mode} mode: {error}") from error
-            _compare(f"the graph of {name} in {mode} mode", expected, actual)
+            what = f"the graph of {name} in {mode} mode"
+            _compare(what, expected[0], actual[0])
+            if calls > 1:
+                _compare(f"{what}, called again,", expected[1], actual[1])
     finally:
         for module, flag in modes.items():
             module.training = flag
@@ -55,15 +63,22 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
 
 
 @torch.enable_grad()  # as in training: without gradients some of torch's modules take other kernels
-def _outputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
-    """The leaves of the output, from seeded random numbers and with buffers put back afterwards."""
+def _outputs(module: nn.Module, args: tuple, kwargs: dict[str, Any], calls: int) -> list[list[Any]]:
+    """The leaves of the output of each of several calls in a row.
+
+    Random numbers are seeded, buffers and attributes put back afterwards.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    args, kwargs = _copied(args), _copied(kwargs)
+    outputs = []
     try:
-        with torch.random.fork_rng(), module_state_kept(module):
+        with torch.random.fork_rng(), random_state_kept(), module_state_kept(module):
             torch.manual_seed(0)
-            leaves = list(_leaves(module(*args, **kwargs)))
-            return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            random.seed(0)
+            np.random.seed(0)
+            for _ in range(calls):
+                leaves = _leaves(module(*_copied(args), **_copied(kwargs)))
+                outputs.append([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+        return outputs
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
@@ -72,7 +87,7 @@ def _outputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Any
 
 def _copied(tree: Any) -> Any:
     """The example again, since a forward may change its inputs in place."""
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def _leaves(output: Any) -> Iterator[Any]:

@@ -1,6 +1,8 @@
 """Settings for all tests."""
 
+import dataclasses
 import os
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -16,3 +18,29 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def assert_same():
+    """Compares outputs of any structure: tensors bit for bit, everything else by `==`."""
+    return _assert_same
+
+
+def _assert_same(expected, actual):
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(expected, Mapping):
+        assert type(actual) is type(expected) and list(actual) == list(expected)
+        for key in expected:
+            _assert_same(expected[key], actual[key])
+    elif isinstance(expected, (tuple, list)):
+        kind = tuple if isinstance(expected, torch.Size) else type(expected)
+        assert isinstance(actual, kind) and len(actual) == len(expected)
+        for item, other in zip(expected, actual, strict=True):
+            _assert_same(item, other)
+    elif dataclasses.is_dataclass(expected):
+        assert type(actual) is type(expected)
+        for field in dataclasses.fields(expected):
+            _assert_same(getattr(expected, field.name), getattr(actual, field.name))
+    else:
+        assert type(actual) is type(expected) and actual == expected

@@ -1,17 +1,19 @@
 """A proxy that knows the value its node has for the example.
 
-Python that asks for a plain number, a length or a truth value gets the example's; everything else is
-recorded. A tensor's *contents* are never known: asking for them is data-dependent control flow and is
-refused with the line that asked.
+Python that asks for a plain number, a length or a truth value gets the example's, and the graph a node that
+refuses calls for which it would be another; everything else is recorded. A tensor's *contents* are never
+known: asking for them is data-dependent control flow and is refused with the line that asked.
 """
 
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from ..core.graphs import IN_PLACE_OPERATORS, operation_name
 
 
 class SizeTuple(tuple):
@@ -27,13 +29,21 @@ class SizeTuple(tuple):
     def numel(self) -> Any:
         return math.prod(self)
 
+    def __repr__(self) -> str:
+        return f"torch.Size({list(self)})"
+
 
 _RANK = ("ndim", "ndimension", "dim")
 _SIZE = ("shape", "size")
+_PIECES = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
+"""Operations that give as many tensors as the sizes say."""
 
 
 class ConcreteProxy(fx.Proxy):
     """An `fx.Proxy` with the `value` (a fake tensor, a number, a container) of its node for the example."""
+
+    value: Any
+    tracer: Any
 
     def __init__(self, node: fx.Node, tracer: Any, value: Any) -> None:
         super().__init__(node, tracer)
@@ -63,25 +73,31 @@ class ConcreteProxy(fx.Proxy):
     def _size(self, dim: int) -> Any:
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("value", "node", "tracer"):
+            object.__setattr__(self, name, value)
+        else:
+            self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
+
     # -- plain values -------------------------------------------------------------------------------------
 
-    def _plain(self, wanted: str) -> Any:
-        """The value, unless it is a tensor, whose contents tracing does not know."""
+    def _plain(self, function: Callable, wanted: str) -> Any:
+        """`function` of the value, unless it is a tensor, whose contents tracing does not know."""
         if isinstance(self.value, Tensor):
             raise self.tracer.data_dependent(f"{wanted} of a tensor depends on its data")
-        return self.value
+        return self.tracer.decided(function, self) if is_number(self.value) else function(self.value)
 
     def __bool__(self) -> bool:
-        return bool(self._plain("the truth value"))
+        return self._plain(operator.truth, "the truth value")
 
     def __int__(self) -> int:
-        return int(self._plain("the integer value"))
+        return self._plain(int, "the integer value")
 
     def __index__(self) -> int:
-        return operator.index(self._plain("the integer value"))
+        return self._plain(operator.index, "the integer value")
 
     def __float__(self) -> float:
-        return float(self._plain("the float value"))
+        return self._plain(float, "the float value")
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
@@ -105,17 +121,21 @@ class ConcreteProxy(fx.Proxy):
         return repr(self) if isinstance(self.value, Tensor) else str(self.value)
 
     def __hash__(self) -> int:
+        if is_number(self.value):  # the key of a dict or cache: what is found there is right for this number
+            return hash(self.tracer.decided(operator.pos, self))
         return id(self) if isinstance(self.value, (Tensor, list, dict, set)) else hash(self.value)
 
     # -- containers ---------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self.value)
+        if isinstance(self.value, Tensor) and self.value.ndim:
+            return self.tracer.decided(operator.pos, self._size(0))
+        return self.tracer.decided(len, self) if operation_name(self.node) in _PIECES else len(self.value)
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.value, Mapping):
-            return iter(list(self.value))
-        return iter([self[index] for index in range(len(self.value))])
+            return iter(self.keys())
+        return iter([operator.getitem(self, index) for index in range(len(self))])
 
     def __contains__(self, item: Any) -> bool:
         if isinstance(self.value, Mapping):
@@ -125,21 +145,21 @@ class ConcreteProxy(fx.Proxy):
         return any(item is element or item == element for element in self)
 
     def keys(self) -> Any:  # fx.Proxy has a method of this name, for `**proxy`
-        return list(self.value.keys())
+        return list(self.tracer.decided(list, self) if len(self.value) > 1 else self.value)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
 
-def _mapping_get(mapping: ConcreteProxy, key: Any, default: Any = None) -> Any:
+def _mapping_get(mapping: Any, key: Any, default: Any = None) -> Any:
     return mapping[key] if key in mapping.value else default
 
 
-_MAPPING = {
+_MAPPING: dict[str, Callable] = {
     "get": _mapping_get,
-    "keys": lambda mapping: list(mapping.value),
-    "values": lambda mapping: [mapping[key] for key in mapping.value],
-    "items": lambda mapping: [(key, mapping[key]) for key in mapping.value],
+    "keys": lambda mapping: mapping.keys(),
+    "values": lambda mapping: [mapping[key] for key in mapping.keys()],  # noqa: SIM118 - proxy, not dict
+    "items": lambda mapping: [(key, mapping[key]) for key in mapping.keys()],  # noqa: SIM118
 }
 
 
@@ -164,7 +184,7 @@ class _Method:
 
 def _define_in_place(name: str) -> None:
     """`x += y` changes a tensor in place for everyone who holds it; fx alone would record `x = x + y`."""
-    target = getattr(operator, name)
+    target: Callable = getattr(operator, name)
 
     def method(self: ConcreteProxy, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", target, (self, other), {})
@@ -172,20 +192,12 @@ def _define_in_place(name: str) -> None:
     setattr(ConcreteProxy, f"__{name}__", method)
 
 
-for _name in (
-    "iadd",
-    "isub",
-    "imul",
-    "itruediv",
-    "ifloordiv",
-    "imod",
-    "ipow",
-    "iand",
-    "ior",
-    "ixor",
-    "imatmul",
-):
+for _name in IN_PLACE_OPERATORS:
     _define_in_place(_name)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_plain(value: Any) -> bool:

@@ -10,24 +10,39 @@ that hide their weights in a kernel (GRU, LSTM, MultiheadAttention). Convolution
 are traced through, so that every weight appears as an operand.
 """
 
+import dataclasses
 import inspect
-import linecache
 import operator
 import os
-import random
 import traceback
-from types import TracebackType
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
 
-from ..core.arguments import check_argument, structure_is_constant, structure_of
-from ..core.errors import CaptureError
-from ..core.graphs import has_effect
-from .concrete_proxy import ConcreteProxy, SizeTuple, is_plain
+from ..core.arguments import (
+    check_argument,
+    check_decision,
+    is_object,
+    structure_is_constant,
+    structure_of,
+)
+from ..core.errors import CaptureError, InputError
+from ..core.graphs import drop_unused_arithmetic, has_effect
+from .concrete_proxy import ConcreteProxy, SizeTuple, is_number, is_plain
 from .fake_values import FakeEvaluator
-from .guards import module_state_kept, patched_python, randomness_unchanged
+from .guards import module_state_kept, patched_python, random_state_kept, randomness_unchanged
+from .leftovers import remove_leftovers
+from .user_code import calling_line, instruction, user_line
 
 TRACED_THROUGH = (
     nn.modules.conv._ConvNd,
@@ -42,7 +57,8 @@ TRACED_THROUGH = (
 )
 """Modules of `torch.nn` with weights whose forward is recorded operation by operation."""
 
-_SKIPPED_FRAMES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_UNKNOWABLE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
+"""What fake tensors raise where a result depends on contents."""
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -53,7 +69,14 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 class ConcreteTracer(fx.Tracer):
-    """One capture of one module in its present mode. Use a new tracer for every capture."""
+    """One capture of one module in its present mode. Use a new tracer for every capture.
+
+    Attributes, to be read after `capture`:
+        results: the value of every node for the example.
+        constants: tensors that the graph reads as attributes of the model, and that it does not have yet.
+        modes_read: modules that are traced through and whose `training` flag forward looked at.
+        leaves_values: whether forward has put values of the trace away outside the model (in a global list).
+    """
 
     proxy_buffer_attributes = True
 
@@ -62,23 +85,33 @@ class ConcreteTracer(fx.Tracer):
         self.model = model
         self.values = FakeEvaluator(model)
         self.results: dict[fx.Node, Any] = {}
-        self._names = {id(t): name for name, t in (*model.named_buffers(), *model.named_parameters())}
+        self.constants: dict[str, Any] = {}
+        self.modes_read: set[nn.Module] = set()
+        self.leaves_values = False
+        tensors = (*_plain_tensors(model), *model.named_buffers(), *model.named_parameters())
+        self._names = {id(tensor): name for name, tensor in tensors}
         self._attribute_proxies: dict[str, Any] = {}
+        self._decisions: dict[tuple[Callable, fx.Node], Any] = {}
+        self._probes: list[tuple[tuple[FrameType | None, int], tuple[Callable, fx.Node], fx.Node]] = []
+        self._handed_out: list[weakref.ref] = []
+        self._refusals: list[CaptureError] = []
         self._location: tuple[str, str] | None = None
+        self._is_over = False
 
     # -- the one entry point ------------------------------------------------------------------------------
 
     def capture(self, args: tuple, kwargs: dict[str, Any]) -> tuple[fx.Graph, list[str]]:
-        """The graph of `model.forward`, and the plain attributes that forward would have changed.
+        """The graph of `model.forward`, and the attributes that forward would have changed.
 
         Args:
             args, kwargs: the example's arguments; tensors real, fake or on meta.
 
         Raises:
             CaptureError: naming the submodule, the line of the user's code and the reason.
+            InputError: the example does not fit the arguments of `forward`.
         """
-        self._example = inspect.signature(self.model.forward).bind(*args, **kwargs)
         title = type(self.model).__name__
+        self._example = _bound(self.model, args, kwargs)
         try:
             with (
                 randomness_unchanged(title),
@@ -86,33 +119,66 @@ class ConcreteTracer(fx.Tracer):
                 patched_python(self),
             ):
                 graph = self.trace(self.model)
+                self.constants = self._new_attributes(graph)
         except CaptureError:
             raise
         except Exception as error:
             raise self._explained(error) from error
+        finally:
+            self._is_over = True
+            self._attribute_proxies.clear()
+            self.leaves_values = remove_leftovers(self._handed_out)
+        if self._refusals:  # forward caught it, and went on in a way that it does not go for real
+            raise self._refusals[0]
+        if changed["modules"]:
+            raise CaptureError(
+                f"cannot capture {title}: forward adds or replaces parameters or submodules of "
+                f"{changed['modules'][0] or 'the model'}; call the model once before, or make them in __init__"
+            )
         if changed["buffers"]:
             raise CaptureError(
                 f"cannot capture {title}: forward assigns the buffer {changed['buffers'][0]} anew, which a graph "
                 "cannot do; change it in place (buffer.copy_(...))"
             )
         graph._tracer_cls = None  # a graph of ordinary nodes from here on: nothing of this tracer goes along
-        _drop_unused_arithmetic(graph)
-        return graph, changed["attributes"]
+        drop_unused_arithmetic(graph)
+        called = tuple(f"{node.target}." for node in graph.nodes if node.op == "call_module")
+        changes = [name for name in changed["attributes"] if name not in self.constants]
+        return graph, [name for name in changes if not name.startswith(called)]
+
+    def _new_attributes(self, graph: fx.Graph) -> dict[str, Any]:
+        """Constants that fx has set on the model for the graph to read."""
+        read = {str(node.target) for node in graph.nodes if node.op == "get_attr"} - set(self._names.values())
+        return {name: value for name, value in self.model.__dict__.items() if name in read}
+
+    def _refuse_late_use(self) -> None:
+        if self._is_over:
+            raise CaptureError(
+                f"forward of {type(self.model).__name__} has put a value away in a global variable or a cache while it "
+                "was captured, and that value is used now"
+            )
 
     # -- hooks that fx.Tracer calls -----------------------------------------------------------------------
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
+        return m is not self.model and is_leaf(m)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
-        if self.values.running:  # inside a leaf whose value is being computed
+        was_made_in_forward = m not in (self.submodule_paths or {})  # nn.ReLU()(x), or self.layers[:2](x)
+        if self.values.running or was_made_in_forward:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         if self.values.running or not isinstance(attr_val, Tensor) or id(attr_val) not in self._names:
             return attr_val
-        name = self._names[id(attr_val)]
+        return self.own_proxy(attr_val)
+
+    def own_proxy(self, tensor: Any) -> ConcreteProxy | None:
+        """The proxy of one of the model's own tensors; None for anything else."""
+        name = self._names.get(id(tensor))
+        if name is None:
+            return None
         if name not in self._attribute_proxies:
             self._attribute_proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self._attribute_proxies[name]
@@ -131,15 +197,22 @@ class ConcreteTracer(fx.Tracer):
                 keyword[parameter.name] = value
             else:
                 positional.append(value)
-        return lambda: self.model.forward(*positional, **keyword), []
+        has_hooks = self.model._forward_hooks or self.model._forward_pre_hooks
+        return lambda: (self.model if has_hooks else self.model.forward)(*positional, **keyword), []
 
     def create_arg(self, a: Any) -> Any:
         if type(a) is ConcreteProxy:
+            a.tracer._refuse_late_use()
             return a.node
+        if isinstance(a, dict) and type(a) is not dict:
+            return self.create_node("call_function", *_construction(a, self.create_arg))
         if type(a) in (SizeTuple, torch.Size):
             return tuple(self.create_arg(element) for element in a)
-        if isinstance(a, Tensor) and id(a) in self._names:
-            return self.getattr("", a, {}).node
+        own = self.own_proxy(a)
+        if own is not None:
+            return own.node
+        if isinstance(a, Tensor) and a.grad_fn is not None:
+            raise self.refused("a tensor that was computed outside of forward takes part, and it has a gradient")
         return super().create_arg(a)
 
     def create_proxy(
@@ -153,33 +226,79 @@ class ConcreteTracer(fx.Tracer):
         proxy_factory_fn: Any = None,
     ) -> Any:
         """Records a node, computes its value, and returns a proxy, or the value itself where it is plain."""
+        self._refuse_late_use()
+        self._forget_probes()
         if not torch.is_grad_enabled() and not self.values.running:
             raise self.refused("a no_grad region inside forward would be lost; use .detach() on its result")
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
-        self._location = self._user_line(traceback.extract_stack())
-        return self._wrapped(node, self._evaluate(node))
+        self._location = calling_line()
+        try:
+            value = self._evaluate(node)
+        except Exception as error:
+            self.graph.erase_node(node)  # forward may catch the error and go on
+            if isinstance(error, _UNKNOWABLE):
+                self._refusals.append(self._explained(error))
+            raise
+        return self._wrapped(node, value)
+
+    def decided(self, function: Callable, proxy: ConcreteProxy) -> Any:
+        """`function` of a proxy as a plain value, and a node that refuses calls for which it is another."""
+        self._refuse_late_use()
+        key = (function, proxy.node)
+        if key not in self._decisions:
+            node = self.create_node("call_function", function, (proxy.node,), {})
+            self.results[node] = self._decisions[key] = self._evaluate(node)
+            self._probes.append((instruction(), key, self._check(node)))
+        return self._decisions[key]
+
+    def _forget_probes(self) -> None:
+        """Takes back decisions that torch's argument parser asked for, to see whether the argument is a number."""
+        asks_now = instruction()
+        for asked_by, key, check in self._probes:
+            if asked_by == asks_now and key[0] is operator.index:
+                for node in [check, *check.all_input_nodes]:
+                    self.graph.erase_node(node)
+                del self._decisions[key]
+        self._probes.clear()
+
+    def _check(self, node: fx.Node) -> fx.Node:
+        line, text = calling_line() or ("forward", "")
+        place = f"{os.path.basename(line)}: `{text}`"
+        return self.create_node("call_function", check_decision, (node, self.results[node], place), {})
 
     # -- values -------------------------------------------------------------------------------------------
 
     def _evaluate(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self.results.__getitem__)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._result)
         if node.op != "call_module":
             return self.values.run(node.op, node.target, args, kwargs)
-        python_random = random.getstate()
-        try:
+        with random_state_kept():
             return self.values.run(node.op, node.target, args, kwargs)
-        finally:
-            random.setstate(python_random)
+
+    def _result(self, node: fx.Node) -> Any:
+        if node not in self.results:  # a constant, for which fx makes a node by itself
+            self.results[node] = self._evaluate(node)
+        return self.results[node]
 
     def _wrapped(self, node: fx.Node, value: Any) -> Any:
         self.results[node] = value
         if is_plain(value):
-            if not has_effect(node):
+            if self._is_decision(node):
+                self._check(node)
+            elif not has_effect(node) and (value is not None or node.target in (getattr, operator.getitem)):
                 self.graph.erase_node(node)
             return value
-        if isinstance(value, torch.Size):
-            return SizeTuple(ConcreteProxy(node, self, value)[i] for i in range(len(value)))
-        return ConcreteProxy(node, self, value)
+        proxy: Any = ConcreteProxy(node, self, value)
+        self._handed_out.append(weakref.ref(proxy))
+        return SizeTuple(proxy[i] for i in range(len(value))) if isinstance(value, torch.Size) else proxy
+
+    def _is_decision(self, node: fx.Node) -> bool:
+        """Whether a plain value was made of numbers, or read from an object that is an argument."""
+        sources = [self.results[source] for source in node.all_input_nodes]
+        value = self.results[node]
+        return (value is None or isinstance(value, (bool, str))) and (
+            bool(sources) and all(is_number(source) or is_object(source) for source in sources)
+        )
 
     def _is_same_buffer(self, buffer: Tensor | None, now: Any) -> bool:
         """`self.calls += 1` assigns the buffer to itself: what stands there is a proxy of its twin."""
@@ -188,21 +307,27 @@ class ConcreteTracer(fx.Tracer):
         )
 
     def _placeholder(self, parameter: inspect.Parameter) -> Any:
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        kinds: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        stars = kinds.get(parameter.kind, "")
         empty = {"*": (), "**": {}}.get(stars, parameter.default)
         example = self._example.arguments.get(parameter.name, empty)
         has_default = not stars and parameter.default is not parameter.empty
         # Without `*`, the generated forward lists keyword-only parameters after those with defaults.
         default = parameter.default if has_default else None
         optional = has_default or parameter.kind is parameter.KEYWORD_ONLY
-        if isinstance(default, Tensor) or not (is_plain(default) or isinstance(default, (int, float, tuple))):
+        if not structure_is_constant(default):
+            if parameter.name not in self._example.arguments:
+                raise CaptureError(
+                    f"cannot capture {type(self.model).__name__}: the default of its argument {parameter.name} is a "
+                    f"{type(default).__name__}, which a graph cannot hold; give it in example_input"
+                )
             default = None
         node = self.create_node(
             "placeholder", stars + parameter.name, (default,) if optional else (), {}, parameter.name
         )
         value = self.values.twins(example)
         self.results[node] = value
-        if not isinstance(value, Tensor):
+        if optional or not isinstance(value, Tensor):
             structure = structure_of(value)
             self.create_node("call_function", check_argument, (node, structure, parameter.name), {})
         return value if structure_is_constant(value) else ConcreteProxy(node, self, value)
@@ -211,16 +336,20 @@ class ConcreteTracer(fx.Tracer):
 
     def refused(self, reason: str) -> CaptureError:
         """The error for something that a graph cannot hold, at the line of user code being traced."""
-        place = self._user_line(traceback.extract_stack())
-        return CaptureError(f"cannot capture {type(self.model).__name__}: {self._where(place)}: {reason}")
+        place = calling_line()
+        error = CaptureError(f"cannot capture {type(self.model).__name__}: {self._where(place)}: {reason}")
+        self._refusals.append(error)
+        return error
 
     def data_dependent(self, reason: str) -> CaptureError:
         return self.refused(f"{reason}, so the graph would only be right for the example")
 
     def _explained(self, error: Exception) -> CaptureError:
-        place = self._user_line(_summary(error.__traceback__)) or self._location
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if isinstance(error, torch._subclasses.fake_tensor.UnsupportedFakeTensorException | RuntimeError) and (
+        place = user_line(traceback.extract_tb(error.__traceback__)) or self._location
+        reason = str(error).strip().split("\n")[0]
+        if not reason or isinstance(error, (KeyError, AssertionError, StopIteration)):
+            reason = f"{type(error).__name__} {reason}".strip()
+        if isinstance(error, UnsupportedFakeTensorException | RuntimeError) and (
             "data-dependent" in reason.lower() or "DataDependent" in type(error).__name__
         ):
             reason = "the result depends on the data of a tensor, so the graph would only be right for the example"
@@ -235,33 +364,33 @@ class ConcreteTracer(fx.Tracer):
         inside = f"in {module} ({kind.__name__})" if kind else "in its forward"
         return f"{inside}, {place[0]}: `{place[1]}`" if place else inside
 
-    @staticmethod
-    def _user_line(frames: traceback.StackSummary) -> tuple[str, str] | None:
-        """`file:line` and source text of the innermost frame outside torch and this package."""
-        for frame in reversed(frames):
-            if not frame.filename.startswith(_SKIPPED_FRAMES) and not frame.filename.startswith("<"):
-                line = linecache.getline(frame.filename, frame.lineno or 0).strip()
-                return f"{frame.filename}:{frame.lineno}", line
-        return None
+    _user_line = staticmethod(user_line)
 
 
-def _summary(trace: TracebackType | None) -> traceback.StackSummary:
-    return traceback.extract_tb(trace)
+def _bound(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    """The example as arguments of `forward`."""
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError as error:
+        raise CaptureError(f"cannot capture {type(model).__name__}: its forward is not Python code") from error
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"example_input does not fit {type(model).__name__}.forward{signature}: {error}") from error
 
 
-_ARITHMETIC = frozenset(
-    getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem")
-)
+def _construction(value: dict, create_arg: Callable) -> tuple[Callable, tuple, dict]:
+    """The call that makes an instance of a subclass of dict: an OrderedDict, or an output class with fields."""
+    if dataclasses.is_dataclass(value):
+        return type(value), (), {name: create_arg(item) for name, item in vars(value).items()}
+    if isinstance(value, defaultdict):
+        return type(value), (create_arg(value.default_factory), create_arg(dict(value))), {}
+    return type(value), (create_arg(dict(value)),), {}
 
 
-def _drop_unused_arithmetic(graph: fx.Graph) -> None:
-    """Removes size queries, arithmetic on sizes and attribute reads that nothing uses. Nothing else:
-    general dead code elimination would remove normalisation calls and in-place operations that matter."""
-    for node in reversed(list(graph.nodes)):
-        removable = (
-            node.op == "get_attr"
-            or (node.op == "call_method" and node.target == "size")
-            or (node.op == "call_function" and (node.target is getattr or node.target in _ARITHMETIC))
-        )
-        if removable and not node.users:
-            graph.erase_node(node)
+def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that are attributes of a module without being its parameters or buffers."""
+    for prefix, module in model.named_modules():
+        for key, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{key}" if prefix else key, value

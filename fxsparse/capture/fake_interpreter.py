@@ -15,6 +15,7 @@ class FakeInterpreter(fx.Interpreter):
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, garbage_collect_values=True, graph=graph)
         self.values = FakeEvaluator(root)
+        self.extra_traceback = False  # InputError says where
 
     def run_example(self, example: tuple[tuple, dict[str, Any]]) -> Any:
         """Runs the graph on tensors of the example's shapes and returns its (fake) output.

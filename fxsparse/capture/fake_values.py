@@ -5,17 +5,23 @@ Parameters and buffers get one fake twin each, so that real ones (and BatchNorm'
 touched, and memory does not depend on the model's size.
 """
 
+import copy
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from ..core.arguments import map_leaves
 from ..core.graphs import attribute
 from ..core.records import TensorSpec
+
+_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 class FakeEvaluator:
@@ -30,14 +36,14 @@ class FakeEvaluator:
     def twin(self, tensor: Tensor) -> Tensor:
         """The fake tensor that stands for a real one; the same for every call."""
         if id(tensor) not in self._twins:
-            with self._evaluating():
+            with self.apart():
                 # The real tensor is kept beside its twin: an id is only unique among living objects.
                 self._twins[id(tensor)] = (tensor, self.mode.from_tensor(tensor))
         return self._twins[id(tensor)][1]
 
     def twins(self, tree: Any) -> Any:
         """`tree` with every real tensor in it replaced by its twin."""
-        return pytree.tree_map(lambda leaf: self.twin(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+        return map_leaves(lambda leaf: self.twin(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
     def run(self, kind: str, target: Any, args: tuple, kwargs: dict) -> Any:
         """The value of one node, given the values of its arguments.
@@ -48,29 +54,63 @@ class FakeEvaluator:
             args, kwargs: values; tensors among them fake.
         """
         if kind == "get_attr":
-            with self._evaluating():
+            with self.apart():
                 value = attribute(self.root, target)
             return self.twin(value) if isinstance(value, Tensor) else value
-        with self._evaluating(), self.mode:
+        with self.apart(), self.mode:
             if kind == "call_function":
                 return target(*args, **kwargs)
             if kind == "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             module = self.root.get_submodule(target)
-            tensors = dict(module.named_parameters(remove_duplicate=False))
+            tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
             tensors |= dict(module.named_buffers(remove_duplicate=False))
             twins = {name: self.twin(tensor) for name, tensor in tensors.items()}
-            return torch.func.functional_call(module, twins, args, kwargs, tie_weights=False)
+            try:
+                return torch.func.functional_call(module, twins, args, kwargs, tie_weights=False)
+            except ZeroDivisionError:  # BatchNorm in train mode, with one value a channel
+                with _in_eval_mode(module):
+                    return torch.func.functional_call(module, twins, args, kwargs, tie_weights=False)
+            except DataDependentOutputException:  # BatchNorm(momentum=None) reads its counter
+                if any(tensor.is_meta for tensor in tensors.values()):
+                    raise
+        return self._run_for_real(module, args, kwargs)
+
+    def _run_for_real(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """The value of a call that looks at contents, from a copy of the module and from zeros."""
+
+        def zeros(leaf: Any) -> Any:
+            if not isinstance(leaf, FakeTensor):
+                return leaf
+            return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).zero_()
+
+        with self.apart(), torch.random.fork_rng(), torch.no_grad():
+            args, kwargs = pytree.tree_map(zeros, (args, kwargs))
+            return self.twins(copy.deepcopy(module)(*args, **kwargs))
 
     @contextmanager
-    def _evaluating(self):
+    def apart(self) -> Iterator[None]:
         """While a value is computed, the tracer's patches stand aside, and BatchNorm takes batches of one."""
         before, self.running = self.running, True
         try:
-            with mock.patch.object(nn.functional, "_verify_batch_size", lambda size: None):
+            with (
+                mock.patch.object(nn.functional, "_verify_batch_size", lambda size: None),
+                mock.patch.object(_LOG, "disabled", True),  # the error says it all, and forward may catch it
+            ):
                 yield
         finally:
             self.running = before
+
+
+@contextmanager
+def _in_eval_mode(root: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in root.modules()}
+    root.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def example_tensors(example: tuple[tuple, dict[str, Any]]) -> Any:
@@ -81,4 +121,4 @@ def example_tensors(example: tuple[tuple, dict[str, Any]]) -> Any:
             return leaf
         return torch.empty_strided(leaf.shape, leaf.stride, dtype=leaf.dtype, device=leaf.device)
 
-    return pytree.tree_map(tensor, example, is_leaf=lambda leaf: isinstance(leaf, TensorSpec))
+    return map_leaves(tensor, example)

@@ -2,13 +2,14 @@
 
 `patched_python` makes Python that looks at types or makes tensors see proxies. `module_state_kept` puts
 back every attribute that `forward` set. `randomness_unchanged` notices random numbers that were drawn once,
-at trace time, and would be frozen in the graph.
+at trace time, and would be frozen in the graph. `own_tensors.py` records what is done to the model's tensors.
 """
 
 import builtins
 import operator
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -21,6 +22,7 @@ from torch.utils import checkpoint as checkpointing
 
 from ..core.errors import CaptureError
 from .concrete_proxy import ConcreteProxy, SizeTuple
+from .own_tensors import OwnTensorsRecorded
 
 FACTORIES = (
     "arange",
@@ -74,7 +76,7 @@ def patched_python(tracer: Any) -> Iterator[None]:
                 f"the autograd function {cls.__name__} is called inside a module that has weights; "
                 "call it from a submodule without weights, which is kept as one call"
             )
-        return plain_apply.__func__(cls, *args, **kwargs)
+        return plain_apply.__get__(None, cls)(*args, **kwargs)  # a C descriptor since torch 2.14, without __func__
 
     def enter_autocast(region: torch.autocast) -> Any:
         if not tracer.values.running:
@@ -83,7 +85,18 @@ def patched_python(tracer: Any) -> Iterator[None]:
 
     plain_apply = torch.autograd.Function.__dict__["apply"]
     plain_autocast = torch.autocast.__enter__
+
+    def read_mode(module: nn.Module) -> bool:
+        if not tracer.values.running:
+            tracer.modes_read.add(module)
+        return module.__dict__["training"]
+
+    def write_mode(module: nn.Module, training: bool) -> None:
+        module.__dict__["training"] = training
+
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(nn.Module, "training", property(read_mode, write_mode), create=True))
+        stack.enter_context(OwnTensorsRecorded(tracer))
         for name in FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
@@ -118,9 +131,25 @@ class _DirectCall:
         return function(*args)
 
 
+_MISSING = object()
+_MODULE_STATE = frozenset(nn.Module().__dict__)
+"""Attributes that every module has: its tensors, submodules, hooks and mode."""
+
+
 def _contents(value: Any) -> Any:
     """A shallow copy of a container, or the value itself."""
-    return value.copy() if type(value) in (dict, list, set) or hasattr(value, "move_to_end") else value
+    return value.copy() if type(value) in (dict, list, set, deque) or hasattr(value, "move_to_end") else value
+
+
+def _is_unchanged(value: Any, contents: Any, now: Any) -> bool:
+    """Whether an attribute still holds `value`, and that the `contents` it had."""
+    if now is not value:
+        return type(now) is type(value) and type(now) in (bool, int, float, str) and now == value
+    if isinstance(now, Mapping):
+        return list(now) == list(contents) and all(now[key] is contents[key] for key in contents)
+    if isinstance(now, (list, deque)):
+        return len(now) == len(contents) and all(a is b for a, b in zip(now, contents, strict=True))
+    return not isinstance(now, set) or set(map(id, now)) == set(map(id, contents))
 
 
 @contextmanager
@@ -133,23 +162,25 @@ def module_state_kept(
         is_same_buffer: whether what stands in a buffer's place after forward is still that buffer.
 
     Yields:
-        A dict that is filled on leaving: `"buffers"` names buffers that were assigned anew, `"attributes"`
-        plain attributes (numbers, strings, flags) that `forward` changed.
+        A dict that is filled on leaving: `"buffers"` names buffers that were assigned anew, `"modules"` modules
+        that got or lost parameters or submodules, `"attributes"` other attributes (counters, caches) that changed.
     """
     before = [
         (name, module, {key: (value, _contents(value)) for key, value in module.__dict__.items()})
         for name, module in root.named_modules()
     ]
-    changed: dict[str, list[str]] = {"buffers": [], "attributes": []}
+    changed: dict[str, list[str]] = {"buffers": [], "modules": [], "attributes": []}
     try:
         yield changed
     finally:
         for name, module, saved in before:
             prefix = f"{name}." if name else ""
-            for key, value in module.__dict__.items():
-                old = saved.get(key, (None, None))[0]
-                if type(value) in (bool, int, float, str) and (type(old) is not type(value) or old != value):
+            for key in sorted((saved.keys() | module.__dict__.keys()) - _MODULE_STATE):
+                if not _is_unchanged(*saved.get(key, (_MISSING, _MISSING)), module.__dict__.get(key, _MISSING)):
                     changed["attributes"].append(prefix + key)
+            if not all(_is_unchanged(*saved[key], module.__dict__[key]) for key in ("_parameters", "_modules")):
+                changed["modules"].append(name)
+            changed["attributes"].extend(prefix + key for key in module._buffers if key not in saved["_buffers"][1])
             for key, buffer in saved["_buffers"][1].items():
                 if not is_same_buffer(buffer, module._buffers.get(key)):
                     changed["buffers"].append(prefix + key)
@@ -162,37 +193,44 @@ def module_state_kept(
 
 def _refill(container: Any, contents: Any) -> None:
     container.clear()
-    container.extend(contents) if isinstance(container, list) else container.update(contents)
+    container.extend(contents) if isinstance(container, (list, deque)) else container.update(contents)
 
 
-def _random_states() -> tuple:
-    numpy_state = np.random.get_state(legacy=True)
-    return random.getstate(), numpy_state[1].tobytes(), numpy_state[2], torch.get_rng_state()
+def _random_states() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "Python's random": random.getstate(),
+        "numpy.random": (name, tuple(np.asarray(keys).tolist()), *rest),
+        "torch": torch.get_rng_state(),
+    }
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts the CPU's random number generators back: Python's, numpy's and torch's."""
+    before = _random_states()
+    try:
+        yield
+    finally:
+        random.setstate(before["Python's random"])
+        np.random.set_state(before["numpy.random"])
+        torch.set_rng_state(before["torch"])
 
 
 @contextmanager
 def randomness_unchanged(what: str) -> Iterator[None]:
     """Refuses a trace that drew real random numbers outside the graph; the generators are put back."""
-    before = _random_states()
-    numpy_before = np.random.get_state(legacy=True)
-    try:
+    with random_state_kept():
+        before = _random_states()
         yield
         after = _random_states()
-        drawn = [
-            name
-            for name, moved in {
-                "Python's random": before[0] != after[0],
-                "numpy.random": before[1:3] != after[1:3],
-                "torch": not torch.equal(before[3], after[3]),
-            }.items()
-            if moved
-        ]
+        drawn = [name for name in before if not _same_state(before[name], after[name])]
         if drawn:
             raise CaptureError(
                 f"cannot capture {what}: its forward draws from {' and '.join(drawn)} outside the graph, so the "
                 "numbers would be frozen; draw them with torch functions such as torch.rand"
             )
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(numpy_before)
-        torch.set_rng_state(before[3])
+
+
+def _same_state(before: Any, after: Any) -> bool:
+    return torch.equal(before, after) if isinstance(before, Tensor) else before == after

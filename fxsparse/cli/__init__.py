@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         return _complain(f"out of memory; try a smaller --batch-size ({error})")
     except KeyboardInterrupt as interrupt:
-        print(f"fxsparse: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"fxsparse: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -64,11 +64,11 @@ def _show_warning(otherwise: Callable, message: Warning, category: type, *place:
 
 def _make_parser() -> argparse.ArgumentParser:
     import fxsparse
-    from fxsparse.cli import data, train
+    from fxsparse.cli import data, flops, train
 
     parser = _Parser(prog="fxsparse", description="A graph compiler for sparse training in PyTorch.")
     parser.add_argument("--version", action="version", version=f"fxsparse {fxsparse.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (train, data):
+    for command in (train, data, flops):
         command.add_parser(subparsers)
     return parser

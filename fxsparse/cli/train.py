@@ -18,7 +18,7 @@ from fxsparse.training.options import Option
 from fxsparse.training.recipes import RECIPES, recipe_for
 
 EXAMPLES = """examples:
-  fxsparse train                                  digits, RigL at 90%: half a minute
+  fxsparse train                                  digits, RigL at 90%: under a minute
   fxsparse train --data cifar10 --sparsity 0.95 --distribution uniform
   fxsparse train --data cifar10 --method static --steps 400 --out runs/static
   fxsparse train --resume runs/static             after Ctrl-C, a kill or a power cut
@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        usage="fxsparse train [options]",
     )
     parser.set_defaults(run=run)
     folder = parser.add_argument_group("run folder")
@@ -78,7 +79,7 @@ def default_folder(config: TrainConfig) -> Path:
 def _add_flag(group: Any, option: Option) -> None:
     """One option as a flag; without it the parsed arguments have no such attribute."""
     more: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS}
-    more["help"] = f"{option.help} ({_default_text(option)})".replace("%", "%%")
+    more["help"] = f"{option.help}{_default_text(option)}".replace("%", "%%")
     if option.kind is bool:
         group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **more)
     elif option.kind is dict:
@@ -110,14 +111,19 @@ class _KeyValues(argparse.Action):
 
 
 def _default_text(option: Option) -> str:
-    """An option's default for `--help`, data set by data set (or optimizer) where it depends on that."""
-    name = option.name
+    """` (default: ...)` for `--help`, data set by data set (or optimizer) where it depends on that."""
     if option.default is not None:
-        return f"default: {shown(option.default) or 'none'}" if option.default != {} else "default: none"
-    if name in ("lr", "weight_decay"):
-        by_optimizer = {optimizer: recipe_for("digits", optimizer)[name] for optimizer in ("sgd", "adam", "adamw")}
-        return "default: " + ", ".join(f"{optimizer} {value:g}" for optimizer, value in by_optimizer.items())
-    by_data = {data: recipe[name] for data, recipe in RECIPES.items() if name in recipe}
-    if not by_data:
-        return "default: none"
-    return "default: " + ", ".join(f"{data} {shown(value)}" for data, value in by_data.items())
+        return f" (default: {_written(option.default)})" if option.default not in ((), {}) else ""
+    if option.name in ("lr", "weight_decay"):
+        values = {name: recipe_for("digits", name)[option.name] for name in ("sgd", "adam", "adamw")}
+    else:
+        values = {name: recipe[option.name] for name, recipe in RECIPES.items() if option.name in recipe}
+    groups: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    described = [f"{_written(value)} for {', '.join(names)}" for value, names in groups.items()]
+    return f" (default: {'; '.join(described)})" if described else ""
+
+
+def _written(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value)

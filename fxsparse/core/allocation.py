@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from .errors import AllocationError, ConfigError, SelectionError, nearest
+from .flop_budget import solve_flop_budget
 
 Shape = Sequence[int]
 
@@ -34,14 +35,17 @@ DISTRIBUTIONS = ("uniform", *RAW_DENSITY)
 
 def allocate(
     shapes: Mapping[str, Shape],
-    sparsity: float,
+    sparsity: float | None = None,
     distribution: str | Mapping[str, float] = "erk",
     *,
     dense: Collection[str] = (),
     explicit: Mapping[str, float] | None = None,
     power: float = 1.0,
+    flops: float | None = None,
+    macs: Mapping[str, int] | None = None,
+    other_macs: int = 0,
 ) -> dict[str, float]:
-    """Sparsity of every site, such that the whole meets `sparsity`.
+    """Sparsity of every site, such that the whole meets `sparsity`, or costs `flops` of the dense model.
 
     Args:
         shapes: name -> weight shape in torch's order, `(out, in, *kernel)`; `in` is per group. The order
@@ -53,6 +57,8 @@ def allocate(
         dense: names or globs of sites that stay at density 1 inside the budget.
         explicit: name or glob -> sparsity of sites that are given rather than solved; inside the budget.
         power: exponent on the ER and ERK proportions (0 makes them equal, 1 is the paper).
+        flops: instead of `sparsity`: cost over the dense cost, in (0, 1], met to one part in a thousand.
+        macs, other_macs: with `flops`: name -> dense MACs of the site's calls, and the MACs of what has no site.
 
     Returns:
         name -> sparsity, in the order of `shapes`.
@@ -62,6 +68,16 @@ def allocate(
         ConfigError: an unknown distribution.
         SelectionError: a name or glob that matches nothing, or a site given twice.
     """
+    if (sparsity is None) == (flops is None) or (flops is not None and macs is None):
+        raise ConfigError("allocate: give a sparsity, or flops together with macs (the dense MACs of every site)")
+    if flops is not None and macs is not None:
+        given = {"dense": dense, "explicit": explicit, "power": power}
+
+        def allocated(overall: float) -> dict[str, float]:
+            return allocate(shapes, overall, distribution, **given)  # type: ignore[arg-type]
+
+        return allocated(solve_flop_budget(shapes, flops, allocated, macs, other_macs))
+    assert sparsity is not None
     _check_sparsity("sparsity", sparsity)
     if not shapes:
         raise AllocationError("allocate: there are no weight sites to spread the sparsity over")

@@ -1,13 +1,18 @@
-"""Arguments that a graph took as constants, and the node that checks them at every call.
+"""What a graph took as constant from its example, and the nodes that check it at every call.
 
 A graph is captured for one example. Tensors stay free; a flag, a number, `None`, or the keys of a dict are
-baked in, so a later call must bring the same ones.
+baked in, so a later call must bring the same ones. So are decisions on sizes (`if x.shape[0] > 4`), so a
+later call must come to the same ones.
 """
 
+import copy
+import enum
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .errors import InputError
 
@@ -20,7 +25,7 @@ def structure_of(value: Any) -> Any:
         return ("dict", {str(key): structure_of(item) for key, item in value.items()})
     if isinstance(value, (tuple, list)):
         return ("sequence", tuple(structure_of(item) for item in value))
-    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+    if _is_constant(value):
         return ("=", value)
     return ("type", type(value).__name__)
 
@@ -31,7 +36,33 @@ def structure_is_constant(value: Any) -> bool:
         return all(structure_is_constant(item) for item in value)
     if isinstance(value, dict):
         return all(structure_is_constant(item) for item in value.values())
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
+    return _is_constant(value)
+
+
+def is_object(value: Any) -> bool:
+    """Whether `value` is an instance of a class of the user's, whose attributes may be anything at a call."""
+    plain = (Tensor, torch.nn.Module, Mapping, tuple, list, enum.Enum, type)
+    return hasattr(value, "__dict__") and not callable(value) and not isinstance(value, plain)
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """A copy of `tree` with `function` of every leaf: inside containers, and inside objects, which are copied too."""
+    copies: dict[int, Any] = {}
+
+    def mapped(leaf: Any) -> Any:
+        if not is_object(leaf):
+            return function(leaf)
+        if id(leaf) not in copies:
+            copies[id(leaf)] = own = copy.copy(leaf)
+            for name, item in vars(leaf).items():
+                object.__setattr__(own, name, pytree.tree_map(mapped, item))
+        return copies[id(leaf)]
+
+    return pytree.tree_map(mapped, tree)
+
+
+def _is_constant(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, enum.Enum, torch.dtype, torch.device))
 
 
 def check_argument(value: Any, structure: Any, name: str) -> None:
@@ -63,3 +94,17 @@ def check_argument(value: Any, structure: Any, name: str) -> None:
             check_argument(item, part, f"{name}[{index}]")
     if kind == "type" and type(value).__name__ != expected:
         raise InputError(f"argument {name}: the graph was captured with a {expected}, got {type(value).__name__}")
+
+
+def check_decision(value: Any, expected: Any, place: str) -> None:
+    """A node where forward took a plain value of the input: a number of rounds, the outcome of a comparison.
+
+    Raises:
+        InputError: with the line of the user's code, the value for the example and the value now.
+    """
+    if isinstance(value, Tensor) or value != expected:
+        got = "a tensor" if isinstance(value, Tensor) else repr(value)
+        raise InputError(
+            f"{place} meets {got} where the example gave {expected!r}, which decides what is in the graph; capture "
+            "again with an example that has it"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .arguments import check_argument
+from .arguments import check_argument, check_decision
 from .records import META_KEY
 
 
@@ -27,11 +27,13 @@ class OperatorReference:
 
 def pack_graph(graph: fx.Graph) -> list[tuple]:
     """A graph as plain data, `(op, name, target, args, kwargs, record)` a node; pickles and compares."""
+
+    def reference(value: Any) -> Any:
+        return NodeReference(value.name) if isinstance(value, fx.Node) else value
+
     rows = []
     for node in graph.nodes:
-        args, kwargs = fx.node.map_aggregate(
-            (node.args, node.kwargs), lambda a: NodeReference(a.name) if isinstance(a, fx.Node) else a
-        )
+        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), reference)
         target = node.target
         if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             target = OperatorReference(str(target))
@@ -88,10 +90,17 @@ def operation_name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-_IN_PLACE_FUNCTIONS = frozenset(
+IN_PLACE_OPERATORS = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul".split()
+"""Functions of `operator` for `x += y` and its like."""
+
+_EFFECTS = frozenset(
     [
+        check_argument,
+        check_decision,
+        setattr,
         operator.setitem,
-        *(getattr(operator, n) for n in dir(operator) if n.startswith("i") and n.endswith("__")),
+        operator.delitem,
+        *(getattr(operator, name) for name in IN_PLACE_OPERATORS),
     ]
 )
 
@@ -99,7 +108,7 @@ _IN_PLACE_FUNCTIONS = frozenset(
 def has_effect(node: fx.Node) -> bool:
     """Whether running a node does more than compute its result, going by torch's naming conventions."""
     if node.op == "call_function":
-        return node.target in (check_argument, *_IN_PLACE_FUNCTIONS) or _ends_in_place(operation_name(node))
+        return node.target in _EFFECTS or _ends_in_place(operation_name(node)) or "out" in node.kwargs
     if node.op == "call_method":
         return _ends_in_place(str(node.target))
     return node.op != "get_attr"
@@ -107,3 +116,21 @@ def has_effect(node: fx.Node) -> bool:
 
 def _ends_in_place(name: str) -> bool:
     return name.endswith("_") and not name.endswith("__")
+
+
+_ARITHMETIC = frozenset(
+    getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem")
+)
+
+
+def drop_unused_arithmetic(graph: fx.Graph) -> None:
+    """Removes size queries, arithmetic on sizes and attribute reads that nothing uses. Nothing else:
+    general dead code elimination would remove normalisation calls and in-place operations that matter."""
+    for node in reversed(list(graph.nodes)):
+        removable = (
+            node.op == "get_attr"
+            or (node.op == "call_method" and node.target == "size")
+            or (node.op == "call_function" and (node.target is getattr or node.target in _ARITHMETIC))
+        )
+        if removable and not node.users:
+            graph.erase_node(node)

@@ -79,5 +79,6 @@ def random_mask(shape: torch.Size, sparsity: float, generator: torch.Generator) 
     """A bool mask with exactly `floor(sparsity * numel)` positions False, drawn without replacement (CPU)."""
     mask = torch.ones(shape, dtype=torch.bool)
     removed = floor_count(sparsity, mask.numel())
-    mask.view(-1)[torch.randperm(mask.numel(), generator=generator)[:removed]] = False
+    if removed:
+        mask.view(-1)[torch.randperm(mask.numel(), generator=generator)[:removed]] = False
     return mask

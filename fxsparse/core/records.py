@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+
+from .arguments import map_leaves
 
 META_KEY = "fxsparse"
 """The one key of `node.meta` that fxsparse uses; it holds a `NodeRecord`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """What is known of a tensor without its contents; strides in elements."""
 
@@ -29,7 +30,7 @@ class TensorSpec:
 
 def specs_of(tree: Any) -> Any:
     """`tree` with every tensor replaced by its `TensorSpec`."""
-    return pytree.tree_map(lambda leaf: TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    return map_leaves(lambda leaf: TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class Captured:
         example: `(args, kwargs)` with a `TensorSpec` in place of every tensor.
         mechanism: how the graphs were made; for the report.
         notes: what the user should know, a sentence each.
+        flags: mode -> `training` flags of submodules by name, where they are not the mode's (a frozen BatchNorm).
+        mode_readers: submodules whose own `training` flag decided what is in the graphs.
     """
 
     name: str
@@ -135,6 +138,8 @@ class Captured:
     example: tuple[tuple, dict[str, Any]]
     mechanism: str
     notes: list[str] = field(default_factory=list)
+    flags: dict[str, dict[str, bool]] = field(default_factory=dict)
+    mode_readers: tuple[str, ...] = ()
 
     def distinct_graphs(self) -> Iterator[tuple[str, fx.Graph]]:
         """`("eval", graph)`, then `("train", graph)` if training has a graph of its own."""

@@ -68,6 +68,7 @@ class TrainConfig:
     # sparsity
     method: str = option("rigl", "how the masks come about", choices=method_names)
     sparsity: float = option(0.9, "share of the weights that is removed", within="[0, 1)")
+    flops: float | None = option(None, "in place of sparsity: forward cost over the dense one", within="(0, 1]")
     distribution: str = option("erk", "how sparsity is spread over the layers", choices=distribution_names)
     drop_fraction: float = option(0.3, "share of the weights dropped at the first rewiring", within="[0, 1]")
     update_interval: int | None = option(None, "steps between rewirings", within="[1, inf)")

@@ -84,7 +84,6 @@ def collect(experiment: Experiment, log: MetricLog, run_folder: str, seconds: fl
     watched = [r for r in log.records if r["kind"] == "eval" and r["split"] == experiment.watched_split]
     best = max(watched, key=lambda record: record["accuracy"])  # the first of equals
     flops = sparse.flops()
-    images = sparse.example[0][0].shape[0]  # of the batch that the FLOPs are of
     rewirings = [record for record in log.records if record["kind"] == "rewire"]
     done = [sum(record["changed"].values()) for record in rewirings if not record["skipped"]]
     training = realised_cost(sparse, experiment.rewirer)

@@ -84,12 +84,8 @@ class AutocastRegion(nn.Module):
 CASES = {
     "data_branch": ZooCase(DataBranch, normal(4, 8), refused="branches on the value of a tensor"),
     "data_loop": ZooCase(DataLoop, normal(4, 8), refused="loops by the value of a tensor"),
-    "layer_drop": ZooCase(
-        LayerDrop, normal(4, 8), dropout=True, refused="branches on a random number in train mode"
-    ),
-    "no_grad_region": ZooCase(
-        NoGradRegion, normal(4, 8), refused="a no_grad region cannot be kept in a graph"
-    ),
+    "layer_drop": ZooCase(LayerDrop, normal(4, 8), dropout=True, refused="branches on a random number in train mode"),
+    "no_grad_region": ZooCase(NoGradRegion, normal(4, 8), refused="a no_grad region cannot be kept in a graph"),
     "autocast_region": ZooCase(
         AutocastRegion, normal(2, 3, 8, 8), refused="an autocast region cannot be kept in a graph"
     ),

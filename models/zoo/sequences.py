@@ -105,9 +105,7 @@ class OwnAttention(nn.Module):
     def rotate(self, x: Tensor) -> Tensor:
         angle = self.rotation[: x.shape[-2]]
         left, right = x.chunk(2, dim=-1)
-        return torch.cat(
-            (left * angle.cos() - right * angle.sin(), left * angle.sin() + right * angle.cos()), -1
-        )
+        return torch.cat((left * angle.cos() - right * angle.sin(), left * angle.sin() + right * angle.cos()), -1)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = self.rotate(self.split(self.query(x))), self.rotate(self.split(self.key(x)))

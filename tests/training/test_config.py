@@ -64,6 +64,7 @@ def test_what_is_given_wins_over_the_recipe():
 
 def test_every_data_set_has_everything_filled_in():
     may_be_none = {
+        "flops",
         "image_size",
         "include",
         "threads",

@@ -1,0 +1,63 @@
+"""Values of a trace that outlive it, because forward put them in a cache, or in a list or dict of a class or module.
+
+The user's own model would find them there: an `lru_cache` that was filled while tracing answers with a proxy.
+"""
+
+import functools
+import gc
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from .concrete_proxy import ConcreteProxy
+
+
+def remove_leftovers(handed_out: Sequence[weakref.ref]) -> bool:
+    """Empties every `lru_cache` that holds a proxy, and takes proxies out of lists, dicts and sets.
+
+    A proxy that is kept under a name (a global variable) stays, and says what it is when it is used.
+
+    Args:
+        handed_out: weak references to all proxies of the trace, which has let go of them itself.
+
+    Returns:
+        Whether forward keeps values outside the model in another way than an `lru_cache`.
+    """
+    if _alive(handed_out):
+        gc.collect()
+    if _alive(handed_out):
+        for thing in gc.get_objects():
+            if type(thing) is functools._lru_cache_wrapper and _holds_proxy(thing):
+                thing.cache_clear()
+    left = _alive(handed_out)
+    for container in gc.get_referrers(*left) if left else ():
+        if type(container) is list and container is not left:
+            container[:] = [item for item in container if type(item) is not ConcreteProxy]
+        elif isinstance(container, dict) and not _is_namespace(container):
+            for key in [key for key, item in container.items() if type(item) is ConcreteProxy]:
+                del container[key]
+        elif type(container) is set:
+            container.difference_update([item for item in container if type(item) is ConcreteProxy])
+    return bool(left)
+
+
+def _is_namespace(container: dict) -> bool:
+    """Whether a dict holds the names of a module or an object's attributes, which code relies on to exist."""
+    return "__builtins__" in container or any(
+        getattr(owner, "__dict__", None) is container for owner in gc.get_referrers(container)
+    )
+
+
+def _alive(references: Sequence[weakref.ref]) -> list[Any]:
+    return [proxy for reference in references if (proxy := reference()) is not None]
+
+
+def _holds_proxy(cache: Any) -> bool:
+    """Whether a cache has a proxy among its keys and results."""
+    found = [cache]
+    for _ in range(5):
+        referents = gc.get_referents(*found)
+        if any(type(thing) is ConcreteProxy for thing in referents):
+            return True
+        found = [t for t in referents if isinstance(t, (dict, list, tuple)) or type(t).__name__ == "_lru_list_elem"]
+    return False
