@@ -16,7 +16,7 @@ from .core.records import Captured, Uncovered, WeightSite
 from .flops import FlopReport, count_module
 from .passes.insert_masks import GATE, insert_masks
 from .passes.remove_masks import remove_masks
-from .report import report
+from .report import site_report
 from .runtime.methods import Method
 from .runtime.rewirer import Rewirer
 from .runtime.schedule import UpdateSchedule
@@ -167,7 +167,13 @@ class SparseModule(CapturedModule):
 
     def report(self) -> str:
         """A table of all sites and of what has no mask, for a person to read."""
-        return report(self)
+        one_graph = self.graphs["train"] is self.graphs["eval"]
+        heading = [
+            f"method {self.method.name}: {self.method.summary}",
+            f"captured by the {self.capture} tracer; "
+            + ("one graph for both modes" if one_graph else "a graph for each mode"),
+        ]
+        return site_report(heading, self.sites, self.active_counts, self.flops(), self.uncovered, self.notes)
 
     def fold(self) -> CapturedModule:
         """A copy without masks, the zeros in its weights: plain keys, any mode, no runtime."""

@@ -12,7 +12,8 @@ from typing import Any
 from fxsparse.core.aten_costs import CATEGORIES
 from fxsparse.core.errors import ConfigError, nearest
 from fxsparse.flops.comparison import compare
-from fxsparse.flops.flop_report import CONVENTIONS, FlopReport
+from fxsparse.flops.flop_counts import CONVENTIONS
+from fxsparse.flops.flop_report import FlopReport
 from fxsparse.flops.formats import FORMATS, render
 from fxsparse.flops.planning import plan_flops
 from fxsparse.flops.subjects import make_subject

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, nearest
+from ..models import registry
 
 DTYPES = {
     "float32": torch.float32,
@@ -85,9 +86,7 @@ def make_subject(
 
 def build(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The network, on meta tensors unless its constructor needs values."""
-    from .. import models
-
-    make = _factory(name) if ":" in name else (lambda **given: models.build(name, **given))
+    make = _factory(name) if ":" in name else (lambda **given: registry.build(name, **given))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -138,11 +137,9 @@ def parse_input(text: str, device: torch.device) -> Tensor:
 
 def default_input(name: str, options: Mapping[str, Any], size: int | None, device: torch.device) -> tuple:
     """What a network of the registry takes, a batch of one."""
-    from .. import models
-
     if ":" in name:
         raise ConfigError(f"{name}: give the shape of its input with --input, such as --input 1,3,224,224")
-    return (models.example_input(name, batch=1, size=size, in_channels=options.get("in_channels")).to(device),)
+    return (registry.example_input(name, batch=1, size=size, in_channels=options.get("in_channels")).to(device),)
 
 
 # -- checkpoints --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ..passes.count_flops import NodeCost
-from .flop_report import FlopReport
+from .flop_counts import FlopCounts
 
 COLUMNS = (
     "layer",
@@ -65,7 +65,7 @@ class Row:
         ]
 
 
-def rows(report: FlopReport, depth: int | None = None) -> list[Row]:
+def rows(report: FlopCounts, depth: int | None = None) -> list[Row]:
     """One row a layer that costs something, or one a module down to `depth` levels, in execution order.
 
     Columns `dense` and `sparse` are MACs; with categories, or in the `micronet` convention, they are FLOPs.
@@ -97,20 +97,20 @@ def rows(report: FlopReport, depth: int | None = None) -> list[Row]:
     return [_group(name, nodes, sparse, dense, total) for name, nodes in groups.items()]
 
 
-def costs(report: FlopReport) -> tuple[dict[str, float], dict[str, float]]:
+def costs(report: FlopCounts) -> tuple[dict[str, float], dict[str, float]]:
     """Node name -> cost, sparse and dense: MACs, or FLOPs where the report counts more than MACs."""
     if report.convention == "macs" and not report.also:
         return {n.node: n.sparse_macs for n in report.nodes}, {n.node: n.macs for n in report.nodes}
     return report.flops_by_node, report.dense_flops_by_node
 
 
-def headers(report: FlopReport) -> tuple[str, ...]:
+def headers(report: FlopCounts) -> tuple[str, ...]:
     """`COLUMNS`, with FLOPs for MACs where the report counts more than MACs."""
     plain_macs = report.convention == "macs" and not report.also
     return COLUMNS if plain_macs else tuple(name.replace("MACs", "FLOPs") for name in COLUMNS)
 
 
-def convention_line(report: FlopReport) -> str:
+def convention_line(report: FlopCounts) -> str:
     """One sentence that says what is counted; the head of every report."""
     if report.convention == "micronet":
         return (
@@ -123,7 +123,7 @@ def convention_line(report: FlopReport) -> str:
     return f"{line}; counted besides, in FLOPs: {', '.join(report.also)}" if report.also else f"{line}; {left_out}"
 
 
-def total_line(report: FlopReport) -> str:
+def total_line(report: FlopCounts) -> str:
     """The totals in words."""
     macs = f"{report.dense_macs:,} MACs dense, {report.macs:,} sparse; " if report.convention == "macs" else ""
     return (
@@ -132,7 +132,7 @@ def total_line(report: FlopReport) -> str:
     )
 
 
-def warnings(report: FlopReport) -> list[str]:
+def warnings(report: FlopCounts) -> list[str]:
     """A line for every node with an operation that could not be counted, and for choices made in counting."""
     lines = [
         f"not counted: {', '.join(operations)} in node {name}, {report.places.get(name, 'place unknown')}"
@@ -141,7 +141,7 @@ def warnings(report: FlopReport) -> list[str]:
     return lines + [f"note: {node.node}: {node.detail}" for node in report.nodes if node.detail]
 
 
-def table(report: FlopReport, depth: int | None = None, style: str = "simple") -> str:
+def table(report: FlopCounts, depth: int | None = None, style: str = "simple") -> str:
     """See `FlopReport.table`."""
     listed = rows(report, depth)
     cells = [[*row.cells()[:5], *map(_number, row.cells()[5:])] for row in listed]
@@ -152,7 +152,7 @@ def table(report: FlopReport, depth: int | None = None, style: str = "simple") -
     return "\n".join([convention_line(report), "", body, "", total_line(report), *warnings(report)])
 
 
-def comma_separated(report: FlopReport, depth: int | None = None) -> str:
+def comma_separated(report: FlopCounts, depth: int | None = None) -> str:
     """The rows as CSV with a head line; numbers as they are, shapes as `64x3x7x7`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -161,7 +161,7 @@ def comma_separated(report: FlopReport, depth: int | None = None) -> str:
     return text.getvalue()
 
 
-def plain(report: FlopReport) -> dict[str, Any]:
+def plain(report: FlopCounts) -> dict[str, Any]:
     """Convention, totals and nodes as plain values, for JSON."""
     sparse, dense = report.flops_by_node, report.dense_flops_by_node
     return {
@@ -231,7 +231,7 @@ def _group(name: str, nodes: Sequence[NodeCost], sparse: dict, dense: dict, tota
     )
 
 
-def _total_cells(report: FlopReport, listed: Sequence[Row]) -> list[Any]:
+def _total_cells(report: FlopCounts, listed: Sequence[Row]) -> list[Any]:
     elements, active = weight_counts(report.nodes)
     dense, sparse = sum(row.dense for row in listed), sum(row.sparse for row in listed)
     numbers = [active / elements if elements else None, active, dense, sparse, 1.0, report.parameters]

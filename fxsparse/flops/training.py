@@ -15,14 +15,13 @@ its schedule: rewiring ends at `t_end`, and one step in dT, not in dT + 1, has a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..core.errors import ConfigError, nearest
+from ..runtime.methods import Method, Need
+from ..runtime.rewirer import Rewirer
+from ..runtime.schedule import UpdateSchedule
 from .flop_report import FlopReport
-
-if TYPE_CHECKING:
-    from ..runtime.rewirer import Rewirer
-    from ..sparse_module import SparseModule
 
 AVERAGE_STEP: dict[str, Callable[[float, float, int], float]] = {
     "dense": lambda f_s, f_d, interval: 3 * f_d,
@@ -145,15 +144,25 @@ def training_cost(phases: Sequence[Phase], dense_gradient_steps: int, exact_back
     return TrainingCost(steps, dense_gradient_steps, macs, dense, exact_backward)
 
 
-def planned_cost(sparse: "SparseModule", total_steps: int, exact_backward: bool = False) -> TrainingCost:
+class Trainable(Protocol):
+    """What the ledger needs of a `SparseModule`."""
+
+    method: Method
+
+    def schedule(self, total_steps: int) -> UpdateSchedule: ...
+
+    def flops(self) -> FlopReport: ...
+
+
+def planned_cost(sparse: Trainable, total_steps: int, exact_backward: bool = False) -> TrainingCost:
     """What a run of `total_steps` optimizer steps will cost by the module's method and schedule."""
     dense_steps = sparse.method.dense_gradient_steps(sparse.schedule(total_steps), total_steps)
     return training_cost([(total_steps, sparse.flops())], dense_steps, exact_backward)
 
 
 def realised_cost(
-    sparse: "SparseModule",
-    rewirer: "Rewirer",
+    sparse: Trainable,
+    rewirer: Rewirer,
     exact_backward: bool = False,
     active_counts: Sequence[tuple[int, Mapping[str, int]]] = (),
 ) -> TrainingCost:
@@ -166,8 +175,6 @@ def realised_cost(
         active_counts: for methods whose densities move: from which step on a weight had how many active
             elements, oldest first; without it, the present densities hold for the whole run.
     """
-    from ..runtime.methods import Need
-
     steps = rewirer.step_count
     need = rewirer.method.dense_gradient
     made = [event for event in rewirer.history if event.step < steps]
