@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fxsparse.cli.subjects import make_subject
 from fxsparse.core.aten_costs import CATEGORIES
 from fxsparse.core.errors import ConfigError, nearest
 from fxsparse.flops.comparison import compare
@@ -16,7 +17,6 @@ from fxsparse.flops.flop_counts import CONVENTIONS
 from fxsparse.flops.flop_report import FlopReport
 from fxsparse.flops.formats import FORMATS, render
 from fxsparse.flops.planning import plan_flops
-from fxsparse.flops.subjects import make_subject
 from fxsparse.flops.training import AVERAGE_STEP, average_step, step_cost
 
 STRICT_FAILURE = 1
