@@ -128,7 +128,7 @@ def test_python_and_torch_are_put_back(forward):
         refusal(model, X)
     else:
         fxsparse.sparsify(model, X)
-    assert patched() == before and set(vars(nn.Module)) == names
+    assert patched() == before and set(vars(nn.Module)) == names and inspect.isbuiltin(builtins.isinstance)
     assert type(torch.arange(3)) is torch.Tensor and torch.is_grad_enabled()
     assert not torch.overrides._get_current_function_mode_stack()
 
@@ -142,6 +142,7 @@ def test_python_and_torch_are_put_back(forward):
         (lambda self, x: self.head(self.fc(x)) * float(x.mean()), "float value of a tensor"),
         (lambda self, x: self.head(self.fc(x)) * random.random(), "Python's random"),
         (lambda self, x: self.head(self.fc(x)) * float(np.random.rand()), "numpy.random"),
+        (lambda self, x: torch.manual_seed(3) and self.head(self.fc(x)), "draws from torch outside the graph"),
         (lambda self, x: self.head(self.fc(x)) * torch.Tensor(3).uniform_(), "changes a constant in place"),
         (lambda self, x: self.head(self.fc(x)) + OUTSIDE, "computed outside of forward"),
         (lambda self, x: self.head(self.fc(x.reshape(-1, 5))), "invalid for input of size"),
@@ -152,8 +153,11 @@ def test_reasons(forward, reason):
     def prepare(self):
         self.unregistered = (nn.Parameter(torch.randn(8, 8)),)
 
-    message = refusal(net(forward, prepare), X)
+    model = net(forward, prepare)
+    state = torch.get_rng_state()
+    message = refusal(model, X)
     assert reason in message and "cannot capture Net" in message
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_caught_refusal_is_still_a_refusal():

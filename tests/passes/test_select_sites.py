@@ -172,3 +172,67 @@ def test_every_matrix_shaped_parameter_is_masked_or_listed(name):
     named = {*sparse.masks, *(item.name for item in sparse.uncovered)}
     assert named == {key for key, parameter in model.named_parameters() if parameter.ndim >= 2}
     assert all(item.reason for item in sparse.uncovered)
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("*", ALL),
+        (nn.Module, ALL),
+        ("blocks.?.weight", ALL[1:3]),
+        ((nn.Linear, "first"), [ALL[0], ALL[3]]),
+        ("depthwise", ALL[1:2]),
+    ],
+)
+def test_what_a_selector_takes_the_others_leave(selector, expected):
+    assert masked(include=selector) == expected
+    if expected != ALL:
+        assert masked(exclude=selector) == [name for name in ALL if name not in expected]
+
+
+def test_types_are_those_of_the_module_that_holds_the_weight():
+    class OwnConv(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(OwnConv(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4 * 25, 3))
+    for kind, count in ((OwnConv, 1), (nn.Conv2d, 2), (nn.modules.conv._ConvNd, 2)):
+        assert len(fxsparse.sparsify(model, X, include=kind).sites) == count
+
+
+def test_last_is_the_last_in_eval_mode():
+    """An auxiliary head that only training uses is not the last layer."""
+    case = ZOO["mode_switch"]
+    sparse = fxsparse.sparsify(case.make(), case.example(), include="last")
+    assert [site.name for site in sparse.sites] == ["head.weight"]
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "head.weight", "head"])
+def test_a_tied_weight_goes_by_all_its_names(name):
+    sparse = fxsparse.sparsify(Language(), torch.randint(0, 20, (3, 5)), include=[name])
+    assert list(sparse.masks) == ["embedding.weight"]
+
+
+def test_frozen_weights_are_masked_on_request():
+    model = Net()
+    model.stem.weight.requires_grad_(False)
+    assert "stem.weight" in fxsparse.sparsify(model, X, sparsity=0.5, include="*").masks
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dense": "stem", "include": "head"}, r"dense: stem\.weight has no mask \(not in include\)"),
+        ({"dense": ["stem", "block.1"]}, r"dense: 'block\.1' matches no weight site; did you mean blocks\.1\.weight"),
+        ({"exclude": [torch.Tensor]}, "is neither a glob of weight names nor an nn.Module type"),
+    ],
+)
+def test_more_bad_selectors(options, message):
+    with pytest.raises(SelectionError, match=message):
+        masked(**options)
+
+
+def test_a_model_without_sites_says_what_it_has():
+    with pytest.raises(SelectionError, match=r"GRU has no weight to mask \(weight_ih_l0: .*gru"):
+        fxsparse.sparsify(nn.GRU(8, 8), torch.randn(3, 2, 8))
+    with pytest.raises(SelectionError, match="no matrix-shaped parameter"):
+        fxsparse.sparsify(nn.BatchNorm2d(3), X)

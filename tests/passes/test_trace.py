@@ -43,8 +43,13 @@ def test_nodes_know_the_module_that_made_them():
     assert all(set(node.meta) == {META_KEY} for graph in captured.graphs.values() for node in graph.nodes)
 
 
+class Swish(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
 def test_weightless_modules_stay_calls_and_weights_are_operands():
-    features = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout()
+    features = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Swish(), nn.Sequential(nn.Dropout(), nn.ReLU())
     model = nn.Sequential(*features, nn.Flatten(), nn.Linear(144, 3))
     graph = trace(model, torch.randn(2, 3, 8, 8)).graphs["eval"]
     assert [node.target for node in graph.nodes if node.op == "call_module"] == ["1", "2", "3", "4"]
