@@ -119,6 +119,10 @@ class SparseModule(CapturedModule):
 
         A dense model's checkpoint loads with `strict=False`; the masks stay as they are.
         """
+        for site in self.sites:
+            mask = state_dict.get(site.mask_name)
+            if mask is not None and mask.dtype != torch.bool:
+                raise RuntimeStateError(f"{site.mask_name} is {mask.dtype} in this state_dict; a mask is bool")
         result = super().load_state_dict(state_dict, strict, assign)
         self.apply_masks_()
         return result

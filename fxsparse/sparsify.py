@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import nn
 
-from .core.errors import AllocationError, ConfigError, FxSparseWarning
+from .core.errors import AllocationError, ConfigError, FxSparseWarning, InputError, check_number
 from .passes.allocate_sparsity import allocate_sparsity
 from .passes.annotate_shapes import annotate_shapes
 from .passes.count_flops import count_flops
@@ -81,8 +82,11 @@ def sparsify(
         raise ConfigError("sparsity and flops: give one of the two, not both")
     if sparsity is None:
         sparsity = 0.9
-    if not 0.0 <= sparsity < 1.0:
-        raise AllocationError(f"sparsity: {sparsity} is outside [0, 1); 0.9 removes nine weights of ten")
+    check_number("seed", seed, whole=True)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; give an instance of nn.Module: {model!r}"[:200])
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0.0 <= sparsity < 1.0:
+        raise AllocationError(f"sparsity: {sparsity!r} is outside [0, 1); 0.9 removes nine weights of ten")
     schedule_options: dict[str, Any] = {
         "drop_fraction": drop_fraction,
         "update_interval": update_interval,

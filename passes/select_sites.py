@@ -92,6 +92,8 @@ def _matches(argument: str, selector: Any, sites: Sequence[WeightSite], uncovere
                     raise SelectionError(f"{argument}: {item.name} cannot be masked: {item.reason}")
     if not found:
         label = selector if isinstance(selector, str) else selector.__name__
+        if label in SELECTORS:
+            raise SelectionError(f"{argument}: this model has no {label} weight site; leave {label!r} out")
         hint = nearest(label, [*(site.name for site in sites), *SELECTORS])
         raise SelectionError(f"{argument}: {label!r} matches no weight site{hint}")
     return found

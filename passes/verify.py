@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxsparse.capture.guards import module_state_kept, random_state_kept
 from fxsparse.core.arguments import map_leaves
-from fxsparse.core.errors import VerificationError
+from fxsparse.core.errors import InputError, VerificationError
 
 from .trace import split_example
 
@@ -31,6 +31,7 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
 
     Raises:
         VerificationError: the mode, the output and the largest difference.
+        InputError: the model itself fails on the example, in both modes.
     """
     args, kwargs = split_example(example_input)
     notes = []
@@ -55,6 +56,10 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
             _compare(what, expected[0], actual[0])
             if calls > 1:
                 _compare(f"{what}, called again,", expected[1], actual[1])
+        if len(notes) == 2:
+            raise InputError(
+                f"{name} itself fails on example_input: {notes[0].partition(': the model itself fails there: ')[2]}"
+            )
     finally:
         for module, flag in modes.items():
             module.training = flag

@@ -72,6 +72,11 @@ def patched_python(tracer: Any) -> Iterator[None]:
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if not tracer.values.running and any(type(arg) is ConcreteProxy for arg in args):
+            if cls.__name__ == "BackwardHookFunction":
+                raise tracer.refused(
+                    "a full backward hook is registered on this module, whose operations are recorded one by one; "
+                    "remove the hook, and register it on the result if it is needed"
+                )
             raise tracer.refused(
                 f"the autograd function {cls.__name__} is called inside a module that has weights; "
                 "call it from a submodule without weights, which is kept as one call"

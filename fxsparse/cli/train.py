@@ -63,14 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def default_folder(config: TrainConfig) -> Path:
-    """`runs/DATA-MODEL-METHOD-SPARSITY-seedN`."""
+    """`runs/DATA-MODEL-METHOD-SPARSITY-seedN`, or `flopsBUDGET` in place of the sparsity."""
     kind, _, place = config.data.partition(":")
     parts = [
         kind,
         Path(place).name,
         config.model,
         config.method,
-        f"{config.sparsity:g}",
+        f"{config.sparsity:g}" if config.sparsity is not None else f"flops{config.flops:g}",
         f"seed{config.seed}",
     ]
     return Path("runs") / "-".join(part for part in parts if part)

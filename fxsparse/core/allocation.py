@@ -8,8 +8,9 @@ appendix (Erdos-Renyi-Kernel: the kernel's sides enter the sum).
 import math
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 
-from .errors import AllocationError, ConfigError, SelectionError, nearest
+from .errors import AllocationError, ConfigError, SelectionError, check_number, nearest
 from .flop_budget import solve_flop_budget
 
 Shape = Sequence[int]
@@ -79,11 +80,14 @@ def allocate(
         return allocated(solve_flop_budget(shapes, flops, allocated, macs, other_macs))
     assert sparsity is not None
     _check_sparsity("sparsity", sparsity)
+    check_number("power", power)
+    if not isinstance(shapes, Mapping):
+        raise ConfigError(f"shapes: a {type(shapes).__name__}; give a mapping from names to shapes (out, in, *kernel)")
     if not shapes:
         raise AllocationError("allocate: there are no weight sites to spread the sparsity over")
     for name, shape in shapes.items():
-        if len(shape) < 2 or math.prod(shape) == 0:
-            raise AllocationError(f"allocate: {name} has shape {tuple(shape)}; expected (out, in, *kernel), none 0")
+        if not isinstance(shape, Sequence) or len(shape) < 2 or math.prod(shape) == 0:
+            raise AllocationError(f"allocate: {name} has shape {shape}; expected (out, in, *kernel), none 0")
 
     fixed = _fixed_sparsities(shapes, dense, explicit or {})
     if not isinstance(distribution, str):
@@ -143,6 +147,8 @@ def _solve_densities(
 
 
 def _check_sparsity(what: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise AllocationError(f"{what}: {value!r} is not a number; give one in [0, 1)")
     if not 0.0 <= value < 1.0:
         raise AllocationError(f"{what}: {value} is outside [0, 1); 0.9 removes nine weights of ten")
 
@@ -158,8 +164,8 @@ def match_names(pattern: str, names: Collection[str], argument: str) -> list[str
 def _expand(shapes: Mapping[str, Shape], given: Mapping[str, float], argument: str) -> dict[str, float]:
     expanded: dict[str, float] = {}
     for pattern, value in given.items():
-        if not 0.0 <= value <= 1.0:
-            raise AllocationError(f"{argument}: sparsity {value} of {pattern!r} is outside [0, 1]")
+        if not isinstance(value, Real) or not 0.0 <= value <= 1.0:
+            raise AllocationError(f"{argument}: sparsity {value!r} of {pattern!r} is outside [0, 1]")
         for name in match_names(pattern, shapes, argument):
             expanded[name] = value
     return expanded

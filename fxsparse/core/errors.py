@@ -4,6 +4,9 @@ Each message names the layer, argument or file, the value met, and what would be
 changed before an error is raised.
 """
 
+import math
+import numbers
+
 
 class FxSparseError(Exception):
     """Base class: catch this to catch everything that fxsparse raises on purpose."""
@@ -47,6 +50,13 @@ class CheckpointError(FxSparseError):
 
 class FxSparseWarning(UserWarning):
     """Base class of the warnings: something works, but perhaps not as expected."""
+
+
+def check_number(name: str, value: object, *, whole: bool = False) -> None:
+    """Refuses what is not a finite number (or, if `whole`, not an integer) by the argument's name."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+        raise ConfigError(f"{name}: {value!r} is not {'an integer' if whole else 'a finite number'}")
 
 
 def nearest(name: str, choices, count: int = 3) -> str:

@@ -20,7 +20,15 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, mask: Tensor, dense_gradient: bool) -> Tensor:
-        return weight * mask
+        product = weight * mask
+        # Of a dimension of size one the product may have another stride than the weight, and a convolution then
+        # takes another kernel, whose sums differ in the last bit.
+        same_memory = all(
+            n == 1 or a == b for n, a, b in zip(weight.shape, product.stride(), weight.stride(), strict=True)
+        )
+        if same_memory and product.stride() != weight.stride():
+            product = product.as_strided(weight.shape, weight.stride())
+        return product
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

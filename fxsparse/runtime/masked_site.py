@@ -70,7 +70,7 @@ class MaskedSite:
     @torch.no_grad()
     def stray_weights(self) -> Tensor:
         """Number of inactive positions whose stored weight is not 0 (0-dim, on the device)."""
-        return (self.weight * ~self.mask).count_nonzero()
+        return ((self.weight != 0) & ~self.mask).count_nonzero()
 
     @torch.no_grad()
     def take_over(self, mask: Tensor, active: int, optimizer: torch.optim.Optimizer) -> Tensor:

@@ -10,6 +10,7 @@ The gate is the module's `dense_gradient` flag that every `apply_mask` node read
 does not count.
 """
 
+import inspect
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Rewirer:
     Attributes:
         step_count: optimizer steps made.
         schedule: the `UpdateSchedule`.
-        skipped_updates: rewirings that were skipped because a dense gradient was not finite.
+        skipped_updates: rewirings that were due and skipped; `history` says why.
     """
 
     def __init__(
@@ -121,6 +122,8 @@ class Rewirer:
         Raises:
             RuntimeStateError: a state of another method, schedule or seed.
         """
+        if not isinstance(state, dict) or "step_count" not in state:
+            raise RuntimeStateError(f"not the state of a rewirer: {state!r}"[:200])
         own = {"method": self.method.name, "schedule": asdict(self.schedule), "seed": self.seed}
         for key, value in own.items():
             if state.get(key) != value:
@@ -194,7 +197,6 @@ class Rewirer:
         needs_gradient = self.method.dense_gradient is not Need.NEVER
         present = [g for g in gradients if g is not None]
         if needs_gradient and present and not _all_finite(present):
-            self.skipped_updates += 1
             self._skip(step, fraction, "a dense gradient was not finite")
             self._warn_once(f"the rewiring at step {step} was skipped: a dense gradient was not finite")
             return
@@ -218,6 +220,7 @@ class Rewirer:
         self._pending.append((step, fraction, [site.name for site, _ in ready], torch.stack(grown)))
 
     def _skip(self, step: int, fraction: float, reason: str) -> None:
+        self.skipped_updates += 1
         self._history = [*self.history, Rewiring(step, fraction, {}, reason)]
 
     def _notice_stray_weights(self) -> None:
@@ -252,6 +255,12 @@ def _check_optimizer(module: MaskedModule, optimizer: torch.optim.Optimizer) -> 
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise RuntimeStateError(
             f"attach needs a torch.optim.Optimizer, whose step hooks it uses; got a {type(optimizer).__name__}"
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise RuntimeStateError(
+            f"{type(optimizer).__name__}.step needs a closure, which computes gradients after the rewiring is due; "
+            "use an optimizer that steps on the gradients it finds, such as SGD or AdamW"
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [site.name for site in module.sites if id(module.get_parameter(site.name)) not in held]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..core.errors import ConfigError, nearest
+from ..core.errors import ConfigError, check_number, nearest
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2.0,
@@ -31,7 +31,9 @@ class UpdateSchedule:
     decay: str = "cosine"
 
     def __post_init__(self) -> None:
-        if self.interval < 1 or int(self.interval) != self.interval:
+        check_number("update_interval", self.interval, whole=True)
+        check_number("drop_fraction", self.drop_fraction)
+        if self.interval < 1:
             raise ConfigError(f"update_interval: {self.interval} is not a positive number of steps")
         if not 0.0 <= self.drop_fraction <= 1.0:
             raise ConfigError(f"drop_fraction: {self.drop_fraction} is outside [0, 1]")
@@ -44,6 +46,8 @@ class UpdateSchedule:
         cls, total_steps: int, *, update_interval: int, stop_fraction: float, drop_fraction: float, decay: str
     ) -> "UpdateSchedule":
         """The schedule of a run of `total_steps` optimizer steps: `t_end = stop_fraction * total_steps`."""
+        check_number("total_steps", total_steps, whole=True)
+        check_number("stop_fraction", stop_fraction)
         if total_steps < 1:
             raise ConfigError(f"total_steps: {total_steps} is not a positive number of optimizer steps")
         if not 0.0 <= stop_fraction <= 1.0:

@@ -67,7 +67,9 @@ class TrainConfig:
 
     # sparsity
     method: str = option("rigl", "how the masks come about", choices=method_names)
-    sparsity: float = option(0.9, "share of the weights that is removed", within="[0, 1)")
+    sparsity: float | None = option(
+        None, "share of the weights that is removed; 0.9 where neither this nor flops is given", within="[0, 1)"
+    )
     flops: float | None = option(None, "in place of sparsity: forward cost over the dense one", within="(0, 1]")
     distribution: str = option("erk", "how sparsity is spread over the layers", choices=distribution_names)
     drop_fraction: float = option(0.3, "share of the weights dropped at the first rewiring", within="[0, 1]")
@@ -143,6 +145,8 @@ class TrainConfig:
     def _check_combinations(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise ConfigError(f"epochs is {self.epochs} and steps is {self.steps}; give one of the two")
+        if self.sparsity is not None and self.flops is not None:
+            raise ConfigError(f"sparsity is {self.sparsity} and flops is {self.flops}; give one of the two")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ConfigError("nesterov needs optimizer sgd with a momentum above 0")
         if any(later <= earlier for earlier, later in pairwise(self.milestones)):
@@ -156,6 +160,8 @@ class TrainConfig:
         missing = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         if self.steps is not None:
             missing.pop("epochs", None)
+        if self.sparsity is None and self.flops is None:
+            missing["sparsity"] = 0.9
         return dataclasses.replace(self, **missing)
 
     def to_json(self) -> str:

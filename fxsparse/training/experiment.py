@@ -145,8 +145,6 @@ def build(config: TrainConfig) -> Experiment:
 def sparsify(model: nn.Module, example: Any, config: TrainConfig) -> Any:
     """`fxsparse.sparsify` with the options of `config`, which have its names."""
     options: dict[str, Any] = {name: getattr(config, name) for name in SPARSIFY_OPTIONS}
-    if config.flops is not None:
-        options["sparsity"] = None
     return fxsparse.sparsify(model, example, **options)
 
 

@@ -279,7 +279,9 @@ class _Loop:
             raise self._diverged(f"the loss is no longer finite at step {step}")
 
     def _diverged(self, what: str) -> DivergedError:
-        return DivergedError(f"{what}; {self._last_good()}; try a lower --lr or a longer --warmup-steps")
+        return DivergedError(
+            f"{what}; {self._last_good()}; try a lower --lr or a longer --warmup-steps, in another --out"
+        )
 
     def _last_good(self) -> str:
         return f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"

@@ -162,3 +162,11 @@ def test_the_budget_is_met_and_the_proportions_hold(shapes, sparsity, distributi
 )
 def test_floor_count_takes_the_product_that_was_meant(fraction, count, expected):
     assert floor_count(fraction, count) == expected
+
+
+@pytest.mark.parametrize("arguments", [([(4, 4)], 0.5), ({"a": 4}, 0.5), ({"a": (4, 4)}, "0.5"), ({"a": (4, 4)}, True)])
+def test_wrong_types_are_refused_by_name(arguments):
+    with pytest.raises(fxsparse.FxSparseError, match=r"shape|sparsity"):
+        fxsparse.allocate(*arguments)
+    with pytest.raises(fxsparse.ConfigError, match="power"):
+        fxsparse.allocate({"a": (4, 4)}, 0.5, power=math.nan)

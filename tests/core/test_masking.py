@@ -56,3 +56,13 @@ def test_random_masks_depend_on_seed_and_name_alone():
     assert torch.equal(first, draw(0, "mask", "a"))
     assert not torch.equal(first, draw(1, "mask", "a"))
     assert not torch.equal(first, draw(0, "mask", "b"))
+
+
+@pytest.mark.parametrize("shape", [(24, 24, 1, 1), (24, 1, 3, 3), (8, 4, 3, 3)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_masked_weight_has_the_strides_of_the_weight(shape, memory_format):
+    # Also of dimensions of size one: torch reads a memory format from them, and picks a kernel by it.
+    weight = torch.randn(shape).to(memory_format=memory_format)
+    mask = torch.rand(shape) > 0.5
+    assert apply_mask(weight, mask).stride() == weight.stride()
+    assert torch.equal(apply_mask(weight, mask), weight * mask)

@@ -143,3 +143,24 @@ def test_verification_can_be_left_out():
     with pytest.raises(fxsparse.VerificationError, match="the graph of Wrong in eval mode"):
         fxsparse.sparsify(Wrong(), X)
     assert len(fxsparse.sparsify(Wrong(), X, verify=False).sites) == 2
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "regnet_y_400mf", "mobilenet_v3_small"])
+def test_channels_last_models_pass(name):
+    """Their 1x1 and depthwise weights have strides that torch reads a memory format from."""
+    import torchvision
+
+    model = torchvision.models.get_model(name, num_classes=4).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    fxsparse.sparsify(model, x, sparsity=0.8)
+
+
+def test_a_model_that_fails_on_its_example_in_both_modes_is_refused():
+    with pytest.raises(fxsparse.InputError, match="Linear itself fails on example_input"):
+        fxsparse.sparsify(torch.nn.Linear(4, 2), torch.randn(2, 4).double())
+
+
+@pytest.mark.parametrize("model", ["a", torch.nn.Linear, None])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(fxsparse.InputError, match=r"give an instance of nn\.Module"):
+        fxsparse.sparsify(model, torch.randn(2, 4))

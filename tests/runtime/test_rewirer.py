@@ -499,3 +499,37 @@ def test_taking_over_a_pattern_clears_new_and_gone_connections_and_nothing_else(
     assert optimizer.state[sparse.weight]["sum"].tolist() == [[7, 7, 0, 0, 0, 0]]
     sparse.masks["weight"].fill_(True)
     assert site.active == 6  # noticed, because somebody else changed the mask
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    sparse = one_site([4, 1, 2, 3, 0, 0], [1, 1, 1, 1, 0, 0])
+    with pytest.raises(RuntimeStateError, match=r"LBFGS\.step needs a closure"):
+        sparse.attach(torch.optim.LBFGS(sparse.parameters()), total_steps=10)
+
+
+def test_an_update_step_without_a_gradient_is_a_skipped_one():
+    sparse = one_site([4, 1, 2, 3, 0, 0], [1, 1, 1, 1, 0, 0], update_interval=1)
+    optimizer = torch.optim.SGD(sparse.parameters(), lr=1.0)
+    rewirer = sparse.attach(optimizer, total_steps=10)
+    step(sparse, optimizer)
+    optimizer.zero_grad()
+    with pytest.warns(FxSparseWarning, match="without a gradient"):
+        optimizer.step()
+    assert rewirer.skipped_updates == 1
+    assert rewirer.history[-1].skipped == "no site had a gradient"
+
+
+def test_infinite_active_weights_are_not_stray_ones():
+    sparse = one_site([float("inf"), 1, 2, 3, 0, 0], [1, 1, 1, 1, 0, 0])
+    optimizer = torch.optim.SGD(sparse.parameters(), lr=1.0)
+    sparse.attach(optimizer, total_steps=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FxSparseWarning)
+        step(sparse, optimizer)
+
+
+@pytest.mark.parametrize("total_steps", ["5", 5.5, None])
+def test_the_length_of_a_run_is_a_whole_number(total_steps):
+    sparse = one_site([4, 1, 2, 3, 0, 0], [1, 1, 1, 1, 0, 0])
+    with pytest.raises(fxsparse.ConfigError, match="total_steps"):
+        sparse.attach(torch.optim.SGD(sparse.parameters(), lr=0.1), total_steps=total_steps)
