@@ -59,7 +59,8 @@ def select_sites(
     reasons |= dict.fromkeys(expand("exclude", exclude), "excluded")
     chosen = [site for site in sites if site.name not in reasons]
     if not chosen:
-        raise SelectionError(f"include and exclude leave none of the {len(sites)} weight sites")
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+        raise SelectionError(f"include and exclude leave none of the {len(sites)} weight sites ({listed})")
     stay_dense = expand("dense", dense)
     for name in stay_dense & reasons.keys():
         raise SelectionError(f"dense: {name} has no mask ({reasons[name]}), so it cannot be in the budget")

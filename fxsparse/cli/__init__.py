@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error)
     except torch.OutOfMemoryError as error:
         return _complain(f"out of memory; try a smaller --batch-size ({error})")
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt as interrupt:
         print(f"fxsparse: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED

@@ -17,7 +17,9 @@ from fxsparse.flops.flop_counts import CONVENTIONS
 from fxsparse.flops.flop_report import FlopReport
 from fxsparse.flops.formats import FORMATS, render
 from fxsparse.flops.planning import plan_flops
-from fxsparse.flops.training import AVERAGE_STEP, average_step, step_cost
+from fxsparse.flops.training import step_cost, training_cost
+from fxsparse.runtime.methods import Need, make_method, methods
+from fxsparse.runtime.schedule import UpdateSchedule
 
 STRICT_FAILURE = 1
 
@@ -79,9 +81,7 @@ def add_parser(subparsers: Any) -> None:
     counting.add_argument("--strict", action="store_true", help="fail if an operation could not be counted")
 
     training = parser.add_argument_group("training")
-    training.add_argument(
-        "--method", metavar="NAME", help=f"add the cost of a training step: {', '.join(AVERAGE_STEP)}"
-    )
+    training.add_argument("--method", metavar="NAME", help=f"add the cost of a training step: {', '.join(methods())}")
     training.add_argument("--update-interval", type=int, default=100, metavar="N", help="steps between rewirings")
     training.add_argument("--steps", type=int, metavar="N", help="length of the run, for its total")
     training.add_argument("--batch-size", type=int, default=1, metavar="N", help="examples a step, for the total")
@@ -118,10 +118,12 @@ def run(arguments: argparse.Namespace) -> int:
         _write(text, arguments.output)
     else:
         given = {name: getattr(arguments, name) for name in PLAN_OPTIONS}
-        title, report = _count(arguments, arguments.model, given)
+        title, report, examples = _count(arguments, arguments.model, given)
         text = render(report, arguments.format, title, arguments.depth)
-        if arguments.method is not None and arguments.format in ("table", "markdown"):
-            text += "\n" + _training_lines(report, arguments)
+        if arguments.method is not None:
+            if arguments.format not in ("table", "markdown"):
+                raise ConfigError(f"--method: {arguments.format} has no place for it; table and markdown do")
+            text += "\n" + _training_lines(report, examples, arguments)
         _write(text, arguments.output)
         reports = [report]
     unknown = {name: operations for report in reports for name, operations in report.unknown.items()}
@@ -134,8 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _count(arguments: argparse.Namespace, model: str | None, given: Mapping[str, Any]) -> tuple[str, FlopReport]:
-    """A title and the report of one configuration."""
+def _count(arguments: argparse.Namespace, model: str | None, given: Mapping[str, Any]) -> tuple[str, FlopReport, int]:
+    """A title, the report of one configuration, and the number of examples that it is of."""
     subject = make_subject(model, _key_values(arguments.options), arguments.input, arguments.checkpoint)
     plan = {name: value for name, value in given.items() if value is not None}
     if subject.active is not None:
@@ -149,7 +151,8 @@ def _count(arguments: argparse.Namespace, model: str | None, given: Mapping[str,
         if "sparsity" in plan or "flops" in plan:
             asked = f"sparsity {plan['sparsity']:g}" if "sparsity" in plan else f"FLOPs {plan['flops']:g} of dense"
             title += f", {asked}, {plan.get('distribution', 'erk')}"
-    return title, report.under(arguments.convention, tuple(arguments.also))
+    examples = next((tensor.shape[0] for tensor in subject.example if tensor.ndim), 1)
+    return title, report.under(arguments.convention, tuple(arguments.also)), max(examples, 1)
 
 
 def _configuration(text: str, arguments: argparse.Namespace) -> FlopReport:
@@ -184,31 +187,37 @@ def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _training_lines(report: FlopReport, arguments: argparse.Namespace) -> str:
-    """The ledger: an average step of the method, and the run's total where its length is given."""
-    interval = arguments.update_interval
-    if interval < 1:
-        raise ConfigError(f"update_interval: {interval} is not a positive number of steps")
+def _training_lines(report: FlopReport, examples: int, arguments: argparse.Namespace) -> str:
+    """The ledger: an average step of the method, and the run by its schedule where its length is given.
+
+    Args:
+        report: of a forward pass of `examples` examples.
+    """
+    method, interval = make_method(arguments.method), arguments.update_interval
+    UpdateSchedule(interval, 1.0, 0.3)  # refuses a bad interval
     cost = step_cost(report, arguments.exact_backward)
-    if arguments.exact_backward:
-        dense, sparse = float(2 * cost.dense), float(2 * cost.sparse)
-        step = {
-            "dense": dense,
-            "rigl": (interval * sparse + 2 * cost.dense_gradient) / (interval + 1),
-            "snfs": 2 * cost.dense_gradient,
-        }.get(arguments.method, sparse)
-        average_step(arguments.method, 1.0, 1.0)  # refuses an unknown method
-    else:
-        dense = 3 * report.dense_flops
-        step = average_step(arguments.method, report.flops, report.dense_flops, interval)
+    step = {
+        Need.NEVER: cost.sparse,
+        Need.UPDATES: (interval * cost.sparse + cost.dense_gradient) / (interval + 1),
+        Need.ALWAYS: cost.dense_gradient,
+    }[method.dense_gradient]
+    step = cost.dense if method.initial_sparsity(0.5) == 0.0 else step
     backward = "exact backward" if arguments.exact_backward else "backward = 2 x forward"
     lines = [
-        f"training step, {arguments.method}, planned: {step:,.0f} FLOPs an example; "
-        f"{step / dense:.4f} of dense ({backward})"
+        f"training step, {method.name}, averaged over an update interval: {2 * step / examples:,.0f} FLOPs an example; "
+        f"{step / cost.dense:.4f} of dense ({backward})"
     ]
-    if arguments.steps:
-        total = step * arguments.steps * arguments.batch_size
-        lines.append(f"training run of {arguments.steps:,} steps of {arguments.batch_size}: {total:.4g} FLOPs")
+    if arguments.steps is not None:
+        schedule = UpdateSchedule.for_run(
+            arguments.steps, update_interval=interval, stop_fraction=0.75, drop_fraction=0.3, decay="cosine"
+        )
+        during = report.at({}) if method.initial_sparsity(0.5) == 0.0 else report
+        run = training_cost(
+            [(arguments.steps, during)],
+            method.dense_gradient_steps(schedule, arguments.steps),
+            arguments.exact_backward,
+        )
+        lines.append(run.describe("planned", arguments.batch_size / examples))
     return "\n".join(lines)
 
 

@@ -264,7 +264,7 @@ FREE = frozenset(
     arange argmax argmin argsort as_strided as_strided_copy as_strided_scatter bernoulli bucketize can_cast cat
     channel_shuffle clone complex constant_pad_nd copy detach detach_copy device diag_embed diagonal_scatter dim
     dropout embedding empty empty_like empty_permuted empty_strided equal expand_copy exponential eye fill flip full
-    full_like gather index index_add index_copy index_fill index_put index_select is_nonzero is_same_size isin item
+    full_like gather index index_copy index_fill index_put index_select is_nonzero is_same_size isin item
     layout lift lift_fresh lift_fresh_copy linspace logspace masked_fill masked_scatter masked_select
     mkldnn_reorder_conv2d_weight mode multinomial narrow_copy new_empty new_empty_strided new_full new_ones
     new_zeros nonzero nonzero_static normal normal_functional numel one_hot ones ones_like pad pad_sequence

@@ -25,7 +25,13 @@ def _einsum(args: tuple, kwargs: dict[str, Any], result: Tensor) -> int:
     return einsum_macs(labels, output, [tuple(operand.shape) for operand in operands])
 
 
+def _vector_dot(args: tuple, kwargs: dict[str, Any], result: Tensor) -> int:
+    """One product for every element of the (broadcast) operands."""
+    return torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
+
+
 FUNCTIONS: dict[Callable, FunctionRule] = {
+    torch.linalg.vecdot: _vector_dot,
     torch.outer: _every_product,
     torch.ger: _every_product,
     torch.kron: _every_product,

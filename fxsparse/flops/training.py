@@ -112,7 +112,7 @@ class TrainingCost:
         """Over a dense run of the same length."""
         return self.macs / self.dense_macs if self.dense_macs else 1.0
 
-    def describe(self, word: str, batch: int = 1) -> str:
+    def describe(self, word: str, batch: float = 1) -> str:
         """One line for a person; `word` is "planned" or "realised", `batch` the examples a step."""
         backward = "exact backward" if self.exact_backward else "backward = 2 x forward"
         return (

@@ -107,11 +107,18 @@ def test_a_budget_and_the_training_ledger(capsys):
     _, text, _ = run(capsys, *NET, "--method", "rigl", "--steps", "1000", "--batch-size", "128")
     sparse, dense = 2 * 27_379_136, 2 * 157_730_048
     step = (300 * sparse + 2 * sparse + dense) / 101
-    assert f"training step, rigl, planned: {step:,.0f} FLOPs an example; {step / 3 / dense:.4f} of dense" in text
-    assert f"{step * 128_000:.4g} FLOPs" in text
+    assert f"training step, rigl, averaged over an update interval: {step:,.0f} FLOPs an example" in text
+    assert f"{step / 3 / dense:.4f} of dense" in text
+    # Of 1000 steps, t = 100, ..., 700 have dense gradients.
+    total = 128 * (993 * 3 * sparse + 7 * (2 * sparse + dense))
+    assert f"training, planned: {total:.4g} FLOPs in 1,000 steps, 7 with dense gradients" in text
+    twice = run(
+        capsys, NET[0], *NET[1:], "--input", "2,3,32,32", "--method", "rigl", "--steps", "1000", "--batch-size", "128"
+    )[1]
+    assert twice.splitlines()[-2:] == text.splitlines()[-2:]  # however many examples were counted
     exact = run(capsys, *NET, "--method", "static", "--exact-backward")[1]
     first = 2 * 442_368  # the stem is dense under ERK; its input needs no gradient
-    assert f"planned: {3 * sparse - first:,.0f} FLOPs" in exact
+    assert f"interval: {3 * sparse - first:,.0f} FLOPs" in exact
 
 
 def test_a_factory_with_arguments(capsys):
