@@ -1,5 +1,6 @@
 """Captures a model in one mode, with shapes, and nothing else: what an analysis needs, in one sweep."""
 
+import copy
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -50,7 +51,11 @@ def capture_annotated(model: nn.Module, example_input: Any, *, training: bool = 
         for module, flag in modes.items():
             module.training = flag
     example = (specs_of(args), specs_of(kwargs))
-    return Captured(type(model).__name__, model, {"train": graph, "eval": graph}, example, "concrete")
+    name = type(model).__name__
+    if tracer.constants:  # tensors that the graph reads as attributes: of a root of its own, not of the user's
+        model = copy.copy(model)
+        model.__dict__.update(tracer.constants)
+    return Captured(name, model, {"train": graph, "eval": graph}, example, "concrete")
 
 
 def _on_meta_tensors(model: nn.Module, args: tuple, kwargs: dict[str, Any], training: bool) -> fx.Graph | None:
@@ -66,6 +71,8 @@ def _on_meta_tensors(model: nn.Module, args: tuple, kwargs: dict[str, Any], trai
     try:
         graph, _ = tracer.capture(args, kwargs)
     except CaptureError:
+        return None
+    if tracer.constants:
         return None
     _record_all(graph, tracer.results)
     return graph

@@ -153,8 +153,9 @@ def table(report: FlopCounts, depth: int | None = None, style: str = "simple") -
 
 
 def comma_separated(report: FlopCounts, depth: int | None = None) -> str:
-    """The rows as CSV with a head line; numbers as they are, shapes as `64x3x7x7`."""
+    """A comment line with the convention, then the rows as CSV with their names; shapes as `64x3x7x7`."""
     text = io.StringIO()
+    text.write(f"# {convention_line(report)}\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(headers(report))
     writer.writerows(row.cells() for row in rows(report, depth))

@@ -155,3 +155,24 @@ def test_a_model_on_meta_that_makes_tensors_elsewhere():
 def test_the_report_of_a_sparse_module_names_the_convention():
     sparse = fxsparse.sparsify(Small(), torch.randn(2, 2, 6, 6), sparsity=0.6, method="static")
     assert "FLOPs are 2 x MACs; positions on padding count" in sparse.report()
+
+
+class _AfterLinear(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.linear(x))
+
+
+def test_vecdot_is_a_contraction_and_index_add_is_named():
+    x = torch.randn(3, 4)
+    counted = fxsparse.count_flops(_AfterLinear(lambda h: torch.linalg.vecdot(h, h)), x)
+    assert counted.macs == 3 * 16 + 3 * 4
+    assert not counted.unknown
+    index = torch.tensor([0, 1, 0])
+    counted = fxsparse.count_flops(_AfterLinear(lambda h: torch.zeros(2, 4).index_add(0, index, h)), x)
+    assert counted.macs == 3 * 16
+    assert any("index_add" in name for names in counted.unknown.values() for name in names)

@@ -60,6 +60,8 @@ def test_a_weight_that_is_used_at_every_step_is_listed_once_in_a_group(capsys):
 
 def test_csv_markdown_and_json_agree(capsys):
     _, text, _ = run(capsys, *NET, "--format", "csv")
+    convention, _, text = text.partition("\n")
+    assert convention.startswith("# MACs of one forward pass")
     listed = list(csv.DictReader(io.StringIO(text)))
     data = json.loads(run(capsys, *NET, "--format", "json")[1])
     assert sum(int(row["MACs sparse"]) for row in listed) == data["macs"] == 27_379_136
