@@ -28,7 +28,6 @@ class SparseModule(CapturedModule):
     Attributes:
         sites: the masked weights (`WeightSite`), in execution order.
         uncovered: every other matrix-shaped parameter, with the reason.
-        dense_names: sites that were asked to stay at density 1.
         method: the training method that `attach` will run.
         target_sparsities: weight name -> the sparsity that it was given.
         schedule_options: of `UpdateSchedule.for_run`.
@@ -38,7 +37,6 @@ class SparseModule(CapturedModule):
 
     sites: tuple[WeightSite, ...]
     uncovered: tuple[Uncovered, ...]
-    dense_names: tuple[str, ...]
     method: Method
     target_sparsities: dict[str, float]
     schedule_options: dict[str, Any]

@@ -285,7 +285,28 @@ Views are free too; they are known by their schema."""
 def aten_cost(operator: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> Cost | None:
     """What one call of an ATen (or torchvision) operator costs; None where there is no rule for it."""
     rule = _rule(operator)
-    return rule(args, kwargs, result) if rule is not None else None
+    if rule is None or _accumulates(operator, args, kwargs):
+        return None
+    return rule(args, kwargs, result)
+
+
+def _accumulates(operator: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether an indexed write adds to what is there, which no rule prices, rather than replacing it."""
+    found = _accumulating_argument(operator)
+    if found is None:
+        return False
+    index, name = found
+    value = args[index] if index < len(args) else kwargs.get(name)
+    return isinstance(value, (bool, str)) and bool(value)
+
+
+@cache
+def _accumulating_argument(operator: Any) -> tuple[int, str] | None:
+    """Position and name of the argument that makes an indexed write add, for the operators that have one."""
+    for index, argument in enumerate(operator._schema.arguments):
+        if argument.name in ("accumulate", "reduce"):
+            return index, argument.name
+    return None
 
 
 @cache

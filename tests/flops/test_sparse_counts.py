@@ -176,3 +176,12 @@ def test_vecdot_is_a_contraction_and_index_add_is_named():
     counted = fxsparse.count_flops(_AfterLinear(lambda h: torch.zeros(2, 4).index_add(0, index, h)), x)
     assert counted.macs == 3 * 16
     assert any("index_add" in name for names in counted.unknown.values() for name in names)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_an_indexed_write_is_free_and_one_that_adds_is_named(accumulate):
+    index = torch.tensor([0, 1, 0])
+    model = _AfterLinear(lambda h: torch.zeros(2, 4).index_put((index,), h, accumulate=accumulate))
+    counted = fxsparse.count_flops(model, torch.randn(3, 4))
+    assert counted.macs == 3 * 16
+    assert any("index_put" in name for names in counted.unknown.values() for name in names) is accumulate
