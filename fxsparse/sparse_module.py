@@ -1,6 +1,7 @@
 """`SparseModule`: a captured model whose weights go through masks."""
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 
 from .captured_module import CapturedModule
 from .core.errors import RuntimeStateError, SelectionError
-from .core.masking import floor_count, random_mask, seeded_generator
+from .core.masking import bernoulli_mask, floor_count, random_mask, seeded_generator
 from .core.records import Captured, Uncovered, WeightSite
-from .flops import FlopReport, count_module
+from .flops import FlopReport, count_module, planned_cost
 from .passes.insert_masks import GATE, insert_masks
 from .passes.remove_masks import remove_masks
 from .report import site_report
 from .runtime.methods import Method
 from .runtime.rewirer import Rewirer
-from .runtime.schedule import UpdateSchedule
+from .runtime.schedule import Schedule, UpdateSchedule
+from .runtime.semantics import Semantics
 
 
 class SparseModule(CapturedModule):
@@ -32,7 +34,9 @@ class SparseModule(CapturedModule):
         target_sparsities: weight name -> the sparsity that it was given.
         schedule_options: of `UpdateSchedule.for_run`.
         seed: of the initial masks and of every random choice while rewiring.
-        dense_gradient: whether `weight.grad` is dense in the present step; the rewirer sets it.
+        semantics: the choices on which published implementations differ.
+        dense_gradient: whether `weight.grad` is dense in the present step (or the magnitude of it); the rewirer
+            sets it.
     """
 
     sites: tuple[WeightSite, ...]
@@ -41,7 +45,8 @@ class SparseModule(CapturedModule):
     target_sparsities: dict[str, float]
     schedule_options: dict[str, Any]
     seed: int
-    dense_gradient: bool
+    semantics: Semantics
+    dense_gradient: bool | str
     _rewirer: Rewirer | None
 
     def __init__(
@@ -53,7 +58,10 @@ class SparseModule(CapturedModule):
         method: Method,
         schedule_options: Mapping[str, Any],
         seed: int,
+        semantics: Semantics | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """`sparsities` are what the method aims at; `masks`, where given, take the place of random ones."""
         _refuse_existing_masks(captured.model, sites)
         insert_masks(captured, sites)
         super().__init__(captured)
@@ -63,12 +71,16 @@ class SparseModule(CapturedModule):
         self.method = method
         self.schedule_options = dict(schedule_options)
         self.seed = seed
+        self.semantics = semantics or Semantics()
         self.dense_gradient = False
         self._rewirer = None
         for site in self.sites:
             weight = self.get_parameter(site.name)
             owner, _, parameter = site.name.rpartition(".")
-            mask = self._initial_mask(site, weight, sparsities[site.name])
+            if masks is not None:
+                mask = masks[site.name].to(weight.device).clone()
+            else:
+                mask = self._initial_mask(site, weight, method.initial_sparsity(sparsities[site.name]))
             self.get_submodule(owner).register_buffer(f"{parameter}_mask", mask)
         self.apply_masks_()
 
@@ -76,7 +88,8 @@ class SparseModule(CapturedModule):
         if weight.is_meta:
             return torch.empty(weight.shape, dtype=torch.bool, device="meta")
         generator = seeded_generator(self.seed, "mask", site.name)
-        return random_mask(weight.shape, sparsity, generator).to(weight.device)
+        draw = bernoulli_mask if self.semantics.initial_masks == "bernoulli" else random_mask
+        return draw(weight.shape, sparsity, generator).to(weight.device)
 
     # -- what is masked -----------------------------------------------------------------------------------
 
@@ -89,10 +102,17 @@ class SparseModule(CapturedModule):
     def active_counts(self) -> dict[str, int]:
         """Weight name -> number of active weights."""
         return {
-            name: mask.numel() - floor_count(self.target_sparsities[name], mask.numel())
+            name: mask.numel() - floor_count(self.method.initial_sparsity(self.target_sparsities[name]), mask.numel())
             if mask.is_meta
             else int(mask.sum())
             for name, mask in self.masks.items()
+        }
+
+    @property
+    def target_counts(self) -> dict[str, int]:
+        """Weight name -> number of active weights that the allocation gives it; the masks need not be there yet."""
+        return {
+            site.name: site.numel - floor_count(self.target_sparsities[site.name], site.numel) for site in self.sites
         }
 
     @property
@@ -127,27 +147,41 @@ class SparseModule(CapturedModule):
 
     # -- training -----------------------------------------------------------------------------------------
 
-    def schedule(self, total_steps: int) -> UpdateSchedule:
-        """When and how much this module rewires in a run of `total_steps` optimizer steps."""
-        return UpdateSchedule.for_run(total_steps, **self.schedule_options)
+    def schedule(self, total_steps: int) -> Schedule:
+        """When and how much this module's masks change in a run of `total_steps` optimizer steps."""
+        return self.method.schedule(UpdateSchedule.for_run(total_steps, **self.schedule_options), total_steps)
+
+    def planned_counts(self, total_steps: int) -> list[tuple[int, dict[str, int]]]:
+        """From which step of a run on each weight will have how many active elements, as far as it can be known."""
+        counts = self.active_counts
+        sizes = {site.name: site.numel for site in self.sites}
+        targets = self.target_counts if self.method.initial_sparsity(0.5) != 0.5 else counts
+        return self.method.planned_counts(sizes, targets, self.schedule(total_steps), total_steps)
 
     def attach(
-        self, optimizer: torch.optim.Optimizer, total_steps: int, *, update_weights_first: bool = False
+        self, optimizer: torch.optim.Optimizer, total_steps: int, *, update_weights_first: bool | None = None
     ) -> Rewirer:
         """Lets the method rewire the masks through `optimizer`'s step hooks; the user's loop stays as it is.
 
         Args:
             optimizer: built from this module's parameters, holding every site's.
             total_steps: length of the run in optimizer steps; rewiring stops at `stop_fraction` of it.
-            update_weights_first: on update steps, let the optimizer step before rewiring (default: rewiring
-                takes the place of the weight update, as in the paper's Algorithm 1).
+            update_weights_first: on update steps, True lets the optimizer step before rewiring, False has the
+                rewiring take its place; None is as the module's `semantics` say (the paper's: as each method's own
+                paper has it).
 
         Raises:
-            RuntimeStateError: an optimizer that lacks this module's weights, or a second `attach`.
+            RuntimeStateError: an optimizer that lacks this module's weights or what the method reads, or a second
+                `attach`.
         """
         if self._rewirer is not None:
             raise RuntimeStateError("this module already has a rewirer; call rewirer.detach() before attaching anew")
-        rewirer = Rewirer(self, optimizer, self.method, self.schedule(total_steps), self.seed, update_weights_first)
+        semantics = self.semantics
+        if update_weights_first is not None:
+            semantics = dataclasses.replace(semantics, weight_update="first" if update_weights_first else "replaced")
+        rewirer = Rewirer(
+            self, optimizer, self.method, self.schedule(total_steps), self.seed, self.target_counts, semantics
+        )
         self._rewirer = rewirer
         return rewirer
 
@@ -158,14 +192,12 @@ class SparseModule(CapturedModule):
         return count_module(self, self.active_counts)
 
     def training_flops_ratio(self, total_steps: int) -> float:
-        """Planned FLOPs of a training run over those of a dense run of the same length.
+        """Planned FLOPs of a training run over those of a dense run of the same length: `planned_cost(...).ratio`.
 
         A step costs `3 f_s`, one with dense gradients `2 f_s + f_d` (paper, appendix on FLOPs); the steps
         are those of the schedule. `f_s` and `f_d` are the forward FLOPs, sparse and dense.
         """
-        ratio = self.flops().ratio
-        dense_steps = self.method.dense_gradient_steps(self.schedule(total_steps), total_steps)
-        return ratio + dense_steps / total_steps * (1.0 - ratio) / 3.0
+        return planned_cost(self, total_steps).ratio
 
     def report(self) -> str:
         """A table of all sites and of what has no mask, for a person to read."""

@@ -1,13 +1,25 @@
 """`sparsify`: the passes in their order."""
 
+import dataclasses
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .core.errors import AllocationError, ConfigError, FxSparseWarning, InputError, check_number
+from .core.errors import (
+    AllocationError,
+    ConfigError,
+    FxSparseWarning,
+    InputError,
+    SelectionError,
+    check_number,
+    nearest,
+)
+from .core.records import WeightSite
 from .passes.allocate_sparsity import allocate_sparsity
 from .passes.annotate_shapes import annotate_shapes
 from .passes.count_flops import count_flops
@@ -16,8 +28,10 @@ from .passes.select_sites import Selectors, select_sites
 from .passes.solve_flop_budget import solve_flop_budget
 from .passes.trace import trace
 from .passes.verify import verify as verify_outputs
-from .runtime.methods import Method, make_method
+from .runtime.methods import METHODS, Method, make_method
+from .runtime.methods import method_options as list_options
 from .runtime.schedule import UpdateSchedule
+from .runtime.semantics import Semantics, make_semantics, preset_of
 from .sparse_module import SparseModule
 
 
@@ -33,6 +47,10 @@ def sparsify(
     update_interval: int = 100,
     stop_fraction: float = 0.75,
     decay: str = "cosine",
+    decay_power: float = 3.0,
+    redistribution: str | None = None,
+    semantics: str | Semantics | Mapping[str, Any] = "paper",
+    masks: Mapping[str, Tensor] | None = None,
     include: Selectors | None = None,
     exclude: Selectors = (),
     dense: Selectors = (),
@@ -41,6 +59,7 @@ def sparsify(
     granularity: str = "weight",
     seed: int = 0,
     verify: bool = True,
+    **method_options: Any,
 ) -> SparseModule:
     """Turns a model into a masked `torch.fx` GraphModule that trains sparsely in the user's own loop.
 
@@ -62,7 +81,14 @@ def sparsify(
         drop_fraction: fraction of the active connections rewired at first (the paper's alpha).
         update_interval: optimizer steps between rewirings (delta_t).
         stop_fraction: part of the run after which masks stay (the paper's T_end over the total).
-        decay: how the drop fraction falls: `"cosine"`, `"constant"`, `"linear"`.
+        decay: how the drop fraction falls: `"cosine"`, `"constant"`, `"linear"`, `"inverse_power"`.
+        decay_power: exponent of the inverse power.
+        redistribution: for a method that grows, by what connections move between the layers: the mean magnitude of
+            their active weights' `"gradient"` or `"momentum"`; None is the method's own way.
+        semantics: where published implementations differ: the preset `"paper"`, `"rigl-tf"` or `"report"`, a
+            `Semantics`, or a mapping of its choices, such as `{"preset": "report", "rounding": "floor"}`.
+        masks: weight name -> bool mask of every site, in place of random ones; their densities then take the place of
+            `sparsity` and `distribution`. `method="lottery"` needs them.
         include, exclude, dense: globs of weight names, module names, `nn.Module` types, and `"first"`,
             `"last"`, `"depthwise"`. Excluded weights have no mask and are in no budget; dense ones stay at
             density 1 inside the budget.
@@ -71,15 +97,21 @@ def sparsify(
         granularity: what is dropped and grown as one; `"weight"`.
         seed: of the initial masks and of every random choice while rewiring.
         verify: run the example through both models, in eval and train mode, and refuse a difference.
+        method_options: options of the method by name, such as `momentum="optimizer"` for `"snfs"`.
 
     Raises:
         FxSparseError: what is wrong and what would be accepted; nothing was changed.
     """
-    method = make_method(method)
+    method = _method(method, semantics, redistribution, method_options)
+    semantics = make_semantics(semantics)
     if granularity != "weight":
         raise ConfigError(f"granularity: {granularity!r} is not one of weight")
-    if sparsity is not None and flops is not None:
-        raise ConfigError("sparsity and flops: give one of the two, not both")
+    if sum(given is not None for given in (sparsity, flops, masks)) > 1:
+        raise ConfigError("sparsity, flops and masks: give one of them, not more")
+    if method.needs_masks and masks is None:
+        raise ConfigError(f"method {method.name} needs masks=, those that a pruning run ended with")
+    if masks is not None and method.initial_sparsity(0.5) != 0.5:
+        raise ConfigError(f"method {method.name} starts dense; masks= is for a method that starts sparse")
     if sparsity is None:
         sparsity = 0.9
     check_number("seed", seed, whole=True)
@@ -92,8 +124,12 @@ def sparsify(
         "update_interval": update_interval,
         "stop_fraction": stop_fraction,
         "decay": decay,
+        "decay_power": decay_power,
+        "inclusive": semantics.end == "inclusive",
+        "start": semantics.start,
     }
-    UpdateSchedule.for_run(1, **schedule_options)  # refuses bad options before any work
+    common = UpdateSchedule.for_run(1, **schedule_options)  # refuses bad options before any work
+    method.schedule(common, 1_000_000)
 
     captured = trace(model, example_input)
     annotate_shapes(captured)
@@ -101,23 +137,66 @@ def sparsify(
     sites, stay_dense, uncovered = select_sites(
         captured, sites, uncovered, include=include, exclude=exclude, dense=dense
     )
-    if flops is not None and method.initial_sparsity(sparsity):
-        costs = count_flops(captured.model, captured.graphs["eval"], {})
-        sparsity = solve_flop_budget(
-            costs, sites, flops, distribution, dense=stay_dense, explicit=explicit, power=power
-        )
-    sparsities = allocate_sparsity(
-        sites,
-        method.initial_sparsity(sparsity),
-        distribution if method.initial_sparsity(sparsity) else "uniform",
-        dense=stay_dense,
-        explicit=explicit if method.initial_sparsity(sparsity) else None,
-        power=power,
-    )
+    if masks is not None:
+        sparsities = _sparsities_of(masks, sites)
+    elif not method.target_sparsity(sparsity):
+        sparsities = {site.name: 0.0 for site in sites}
+    else:
+        goal: dict[str, Any] = {
+            "dense": stay_dense,
+            "explicit": explicit,
+            "power": power,
+            "dense_inside": semantics.dense_sites == "inside",
+        }
+        if flops is not None:
+            costs = count_flops(captured.model, captured.graphs["eval"], {})
+            sparsity = solve_flop_budget(costs, sites, flops, distribution, **goal)
+        sparsities = allocate_sparsity(sites, sparsity, distribution, **goal)
     eager = captured.model
-    sparse = SparseModule(captured, sites, uncovered, sparsities, method, schedule_options, seed)
+    sparse = SparseModule(captured, sites, uncovered, sparsities, method, schedule_options, seed, semantics, masks)
     if verify and not any(tensor.is_meta for tensor in sparse.parameters()):
         sparse.notes += verify_outputs(captured.name, eager, sparse, example_input)
     for note in sparse.notes:
         warnings.warn(note, FxSparseWarning, stacklevel=2)
     return sparse
+
+
+def _method(
+    method: str | Method, semantics: Any, redistribution: str | None, method_options: Mapping[str, Any]
+) -> Method:
+    """The method with its options; an option of neither the method nor `sparsify` is refused with near names."""
+    own = set(inspect.signature(sparsify).parameters) - {"method_options"}
+    options = dict(method_options)
+    if redistribution is not None:
+        options["redistribution"] = redistribution
+    known = {entry.name for entry in dataclasses.fields(method)} if isinstance(method, Method) else set()
+    if isinstance(method, str) and method in METHODS:
+        known = set(list_options(method))
+    for name in method_options:
+        if (isinstance(method, Method) or method in METHODS) and name not in known:
+            hint = nearest(name, [*own, *known])
+            label = method if isinstance(method, str) else method.name
+            raise ConfigError(f"sparsify takes no argument {name!r}, and method {label} no such option{hint}")
+    made = make_method(method, preset_of(semantics), **options)
+    if made.changes_widths:
+        raise ConfigError(
+            f"method {made.name} is another, narrower model, which sparsify does not make of an arbitrary one; build "
+            "yours with smaller widths and take method='dense', or use fxsparse train with a network of fxsparse.models"
+        )
+    return made
+
+
+def _sparsities_of(masks: Mapping[str, Tensor], sites: Sequence[WeightSite]) -> dict[str, float]:
+    """What the given masks remove of each site; `SelectionError` unless they are the sites' masks."""
+    names = [site.name for site in sites]
+    for name in masks:
+        if name not in names:
+            raise SelectionError(f"masks: {name!r} is not a weight site{nearest(name, names)}")
+    for site in sites:
+        mask = masks.get(site.name)
+        if mask is None:
+            raise SelectionError(f"masks: there is none for {site.name}; give all {len(sites)}, or exclude the weight")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != tuple(site.shape):
+            kind = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise SelectionError(f"masks: {site.name} is {kind}; it takes a bool tensor of shape {tuple(site.shape)}")
+    return {site.name: 1.0 - int(masks[site.name].sum()) / site.numel for site in sites}

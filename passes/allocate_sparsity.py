@@ -14,7 +14,10 @@ def allocate_sparsity(
     dense: Collection[str] = (),
     explicit: Mapping[str, float] | None = None,
     power: float = 1.0,
+    dense_inside: bool = True,
 ) -> dict[str, float]:
     """Sparsity of every site by name; arguments and errors as for `fxsparse.allocate`."""
     shapes = {site.name: site.shape for site in sites}
-    return allocate(shapes, sparsity, distribution, dense=dense, explicit=explicit, power=power)
+    return allocate(
+        shapes, sparsity, distribution, dense=dense, explicit=explicit, power=power, dense_inside=dense_inside
+    )

@@ -18,6 +18,7 @@ def solve_flop_budget(
     dense: Collection[str] = (),
     explicit: Mapping[str, float] | None = None,
     power: float = 1.0,
+    dense_inside: bool = True,
 ) -> float:
     """The sparsity that `allocate_sparsity` needs, with the same options, to cost `flops` times the dense graph.
 
@@ -36,6 +37,8 @@ def solve_flop_budget(
     shapes = {site.name: site.shape for site in sites}
 
     def allocated(sparsity: float) -> dict[str, float]:
-        return allocate_sparsity(sites, sparsity, distribution, dense=dense, explicit=explicit, power=power)
+        return allocate_sparsity(
+            sites, sparsity, distribution, dense=dense, explicit=explicit, power=power, dense_inside=dense_inside
+        )
 
     return solve(shapes, flops, allocated, macs, other_macs)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import fxsparse.models as models
 from fxsparse.flops import FlopReport, average_step, plan_flops
-from fxsparse.flops.training import gradual_sparsity
+from fxsparse.runtime.schedule import gradual_sparsity
 
 PAPER = "Evci et al., Rigging the Lottery: Making All Tickets Winners, ICML 2020 (arXiv 1911.11134)"
 REPORT = "Sundar and Dwaraknath, [Reproducibility Report] Rigging the Lottery, ML Reproducibility Challenge 2020"

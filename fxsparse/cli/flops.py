@@ -17,7 +17,7 @@ from fxsparse.flops.flop_counts import CONVENTIONS
 from fxsparse.flops.flop_report import FlopReport
 from fxsparse.flops.formats import FORMATS, render
 from fxsparse.flops.planning import plan_flops
-from fxsparse.flops.training import step_cost, training_cost
+from fxsparse.flops.training import phases_of, step_cost, training_cost
 from fxsparse.runtime.methods import Need, make_method, methods
 from fxsparse.runtime.schedule import UpdateSchedule
 
@@ -193,27 +193,32 @@ def _training_lines(report: FlopReport, examples: int, arguments: argparse.Names
     Args:
         report: of a forward pass of `examples` examples.
     """
-    method, interval = make_method(arguments.method), arguments.update_interval
+    name, interval = arguments.method, arguments.update_interval
+    method = make_method(name)
     UpdateSchedule(interval, 1.0, 0.3)  # refuses a bad interval
     cost = step_cost(report, arguments.exact_backward)
     step = {
         Need.NEVER: cost.sparse,
         Need.UPDATES: (interval * cost.sparse + cost.dense_gradient) / (interval + 1),
         Need.ALWAYS: cost.dense_gradient,
-    }[method.dense_gradient]
-    step = cost.dense if method.initial_sparsity(0.5) == 0.0 else step
+    }[method.dense_gradient if method.grows else Need.NEVER]
+    step = cost.dense if name == "dense" else step
     backward = "exact backward" if arguments.exact_backward else "backward = 2 x forward"
+    over = "at the final densities" if method.initial_sparsity(0.5) != 0.5 else "averaged over an update interval"
     lines = [
-        f"training step, {method.name}, averaged over an update interval: {2 * step / examples:,.0f} FLOPs an example; "
+        f"training step, {name}, {over}: {2 * step / examples:,.0f} FLOPs an example; "
         f"{step / cost.dense:.4f} of dense ({backward})"
     ]
     if arguments.steps is not None:
-        schedule = UpdateSchedule.for_run(
+        common = UpdateSchedule.for_run(
             arguments.steps, update_interval=interval, stop_fraction=0.75, drop_fraction=0.3, decay="cosine"
         )
-        during = report.at({}) if method.initial_sparsity(0.5) == 0.0 else report
+        schedule = method.schedule(common, arguments.steps)
+        sizes = {node.weight: node.elements for node in report.nodes if node.weight}
+        targets = {node.weight: node.active for node in report.nodes if node.weight}
+        counts = method.planned_counts(sizes, sizes if name == "dense" else targets, schedule, arguments.steps)
         run = training_cost(
-            [(arguments.steps, during)],
+            phases_of(report, counts, arguments.steps),
             method.dense_gradient_steps(schedule, arguments.steps),
             arguments.exact_backward,
         )

@@ -42,6 +42,7 @@ def allocate(
     dense: Collection[str] = (),
     explicit: Mapping[str, float] | None = None,
     power: float = 1.0,
+    dense_inside: bool = True,
     flops: float | None = None,
     macs: Mapping[str, int] | None = None,
     other_macs: int = 0,
@@ -58,6 +59,7 @@ def allocate(
         dense: names or globs of sites that stay at density 1 inside the budget.
         explicit: name or glob -> sparsity of sites that are given rather than solved; inside the budget.
         power: exponent on the ER and ERK proportions (0 makes them equal, 1 is the paper).
+        dense_inside: whether the sites in `dense` count in the budget, so that the others make up for them.
         flops: instead of `sparsity`: cost over the dense cost, in (0, 1], met to one part in a thousand.
         macs, other_macs: with `flops`: name -> dense MACs of the site's calls, and the MACs of what has no site.
 
@@ -72,7 +74,7 @@ def allocate(
     if (sparsity is None) == (flops is None) or (flops is not None and macs is None):
         raise ConfigError("allocate: give a sparsity, or flops together with macs (the dense MACs of every site)")
     if flops is not None and macs is not None:
-        given = {"dense": dense, "explicit": explicit, "power": power}
+        given = {"dense": dense, "explicit": explicit, "power": power, "dense_inside": dense_inside}
 
         def allocated(overall: float) -> dict[str, float]:
             return allocate(shapes, overall, distribution, **given)  # type: ignore[arg-type]
@@ -108,8 +110,10 @@ def allocate(
             + nearest(distribution, DISTRIBUTIONS)
         )
     raw = {name: RAW_DENSITY[distribution](shape) ** power for name, shape in shapes.items() if name not in fixed}
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    densities = _solve_densities(sizes, raw, fixed, sparsity)
+    outside = set() if dense_inside else {name for pattern in dense for name in match_names(pattern, shapes, "dense")}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if name not in outside}
+    inside = {name: value for name, value in fixed.items() if name in sizes}
+    densities = _solve_densities(sizes, raw, inside, sparsity) if sizes else {}
     return {name: fixed[name] if name in fixed else 1.0 - densities[name] for name in shapes}
 
 

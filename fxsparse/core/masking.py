@@ -19,7 +19,7 @@ class _MaskedWeight(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor, dense_gradient: bool) -> Tensor:
+    def forward(weight: Tensor, mask: Tensor, dense_gradient: bool | str) -> Tensor:
         product = weight * mask
         # Of a dimension of size one the product may have another stride than the weight, and a convolution then
         # takes another kernel, whose sums differ in the last bit.
@@ -38,20 +38,24 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
+        if ctx.dense_gradient == "magnitude":
+            return gradient.abs(), None, None
         if ctx.dense_gradient:
             return gradient, None, None
         (mask,) = ctx.saved_tensors
         return gradient * mask, None, None
 
 
-def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool = False) -> Tensor:
+def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool | str = False) -> Tensor:
     """The masked weight, `weight * mask`, as the convolutions and linears of a sparse graph see it.
 
     Args:
         weight: any shape, floating point.
         mask: bool, the same shape; True keeps a position.
         dense_gradient: whether `weight` receives the gradient of every position (update steps) or only
-            that of the active ones. A plain Python bool, so that a compiler sees two variants and no more.
+            that of the active ones. A plain Python value, so that a compiler sees two variants and no more.
+            `"magnitude"` gives the absolute value at every position: what accumulates over micro-batches, and is
+            averaged over replicas, is then the magnitude.
 
     Returns:
         A new tensor of the weight's shape and dtype.
@@ -72,6 +76,11 @@ def floor_count(fraction: float, count: int) -> int:
     return math.floor(product)
 
 
+def ceil_count(fraction: float, count: int) -> int:
+    """`ceil(fraction * count)`, with the product taken as the number that was meant, as in `floor_count`."""
+    return -floor_count(-fraction, count)
+
+
 def seeded_generator(seed: int, *labels: object) -> torch.Generator:
     """A CPU generator whose stream depends on `seed` and `labels` alone.
 
@@ -90,3 +99,8 @@ def random_mask(shape: torch.Size, sparsity: float, generator: torch.Generator) 
     if removed:
         mask.view(-1)[torch.randperm(mask.numel(), generator=generator)[:removed]] = False
     return mask
+
+
+def bernoulli_mask(shape: torch.Size, sparsity: float, generator: torch.Generator) -> Tensor:
+    """A bool mask whose positions are False with probability `sparsity`, each by itself (CPU)."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64) >= sparsity

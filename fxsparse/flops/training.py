@@ -3,11 +3,12 @@
 With f_d and f_s the FLOPs of a dense and a sparse forward pass of one example, the report's supplement (and
 the paper's appendix on FLOPs) gives a training step, averaged over an update interval dT, these costs:
 
-    dense                 3 f_d
-    static, SET, small-dense   3 f_s
-    RigL                  (3 dT f_s + 2 f_s + f_d) / (dT + 1)
-    SNFS                  2 E[f_s] + f_d
-    gradual pruning       3 E[f_s]
+    dense                        3 f_d
+    static, SET, small-dense     3 f_s      and so SNIP, Deep Rewiring and a lottery ticket
+    RigL                         (3 dT f_s + 2 f_s + f_d) / (dT + 1)
+    RigL-SG, RigL-SM             the same of E[f_s], as their densities move
+    SNFS                         2 E[f_s] + f_d
+    gradual pruning, DSR         3 E[f_s]
 
 `average_step` is that table. `training_cost` adds up the steps of a run one kind at a time instead, following
 its schedule: rewiring ends at `t_end`, and one step in dT, not in dT + 1, has a dense gradient.
@@ -15,21 +16,27 @@ its schedule: rewiring ends at `t_end`, and one step in dT, not in dT + 1, has a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..core.errors import ConfigError, nearest
 from ..runtime.methods import Method, Need
 from ..runtime.rewirer import Rewirer
-from ..runtime.schedule import UpdateSchedule
+from ..runtime.schedule import Schedule
 from .flop_report import FlopReport
 
 AVERAGE_STEP: dict[str, Callable[[float, float, int], float]] = {
     "dense": lambda f_s, f_d, interval: 3 * f_d,
-    "small_dense": lambda f_s, f_d, interval: 3 * f_s,
+    "small-dense": lambda f_s, f_d, interval: 3 * f_s,
     "static": lambda f_s, f_d, interval: 3 * f_s,
     "set": lambda f_s, f_d, interval: 3 * f_s,
     "rigl": lambda f_s, f_d, interval: (3 * interval * f_s + 2 * f_s + f_d) / (interval + 1),
+    "rigl-sg": lambda f_s, f_d, interval: (3 * interval * f_s + 2 * f_s + f_d) / (interval + 1),
+    "rigl-sm": lambda f_s, f_d, interval: (3 * interval * f_s + 2 * f_s + f_d) / (interval + 1),
     "snfs": lambda f_s, f_d, interval: 2 * f_s + f_d,
+    "dsr": lambda f_s, f_d, interval: 3 * f_s,
+    "deepr": lambda f_s, f_d, interval: 3 * f_s,
+    "snip": lambda f_s, f_d, interval: 3 * f_s,
+    "lottery": lambda f_s, f_d, interval: 3 * f_s,
     "pruning": lambda f_s, f_d, interval: 3 * f_s,
 }
 """Method -> FLOPs of an average training step from f_s (its expectation, where densities move), f_d and dT."""
@@ -149,15 +156,22 @@ class Trainable(Protocol):
 
     method: Method
 
-    def schedule(self, total_steps: int) -> UpdateSchedule: ...
+    def schedule(self, total_steps: int) -> Schedule: ...
+
+    def planned_counts(self, total_steps: int) -> list[tuple[int, dict[str, int]]]: ...
 
     def flops(self) -> FlopReport: ...
 
 
 def planned_cost(sparse: Trainable, total_steps: int, exact_backward: bool = False) -> TrainingCost:
-    """What a run of `total_steps` optimizer steps will cost by the module's method and schedule."""
+    """What a run of `total_steps` optimizer steps will cost by the module's method and schedule.
+
+    Where densities will move by what the weights turn out to be (redistribution, a global threshold), the plan holds
+    the allocated ones; `realised_cost` knows better afterwards.
+    """
     dense_steps = sparse.method.dense_gradient_steps(sparse.schedule(total_steps), total_steps)
-    return training_cost([(total_steps, sparse.flops())], dense_steps, exact_backward)
+    phases = phases_of(sparse.flops(), sparse.planned_counts(total_steps), total_steps)
+    return training_cost(phases, dense_steps, exact_backward)
 
 
 def realised_cost(
@@ -170,34 +184,37 @@ def realised_cost(
 
     Args:
         sparse: the module.
-        rewirer: the runtime of the run; its history says which steps had dense gradients.
+        rewirer: the runtime of the run; its history says which steps had dense gradients, and how many weights were
+            active after each rewiring.
         exact_backward: see `step_cost`.
-        active_counts: for methods whose densities move: from which step on a weight had how many active
-            elements, oldest first; without it, the present densities hold for the whole run.
+        active_counts: in place of the history's: from which step on a weight had how many active elements, oldest
+            first.
     """
     steps = rewirer.step_count
-    need = rewirer.method.dense_gradient
     made = [event for event in rewirer.history if event.step < steps]
-    dense_steps = steps if need is Need.ALWAYS else len(made) if need is Need.UPDATES else 0
-    report = sparse.flops()
-    starts: list[tuple[int, Any]] = [(start, report.at(active)) for start, active in active_counts] or [(0, report)]
-    ends = [start for start, _ in starts[1:]] + [steps]
-    phases = [(end - start, during) for (start, during), end in zip(starts, ends, strict=True)]
-    return training_cost(phases, dense_steps, exact_backward)
+    dense_steps = rewirer.method.dense_gradient_steps(rewirer.schedule, steps)
+    if rewirer.method.dense_gradient is Need.UPDATES:
+        dense_steps = min(dense_steps, len(made))
+    counts = list(active_counts) or [(0, rewirer.initial_counts), *((event.step + 1, event.active) for event in made)]
+    return training_cost(phases_of(sparse.flops(), counts, steps), dense_steps, exact_backward)
 
 
-def gradual_sparsity(step: int, *, begin: int, end: int, interval: int, final: float) -> float:
-    """Sparsity of gradual magnitude pruning at an optimizer step (Zhu and Gupta 2018, equation 1).
+def phases_of(
+    report: FlopReport, active_counts: Sequence[tuple[int, Mapping[str, int]]], total_steps: int
+) -> list[Phase]:
+    """The phases of a run from the steps at which its numbers of active weights changed.
 
-    It starts at 0 at step `begin`, rises with the cube of the remaining way every `interval` steps, and stays
-    at `final` from step `end` on.
+    Args:
+        report: any count of the model.
+        active_counts: from which step on each weight has how many active elements, oldest first, the first from 0 on.
+        total_steps: where the last phase ends.
     """
-    if step < begin:
-        return 0.0
-    if step >= end:
-        return final
-    reached = (step - begin) // interval * interval
-    return final * (1.0 - (1.0 - reached / (end - begin)) ** 3)
+    changes: list[tuple[int, Mapping[str, int]]] = []
+    for start, counts in active_counts:
+        if start < total_steps and not (changes and changes[-1][1] == counts):
+            changes.append((start, counts))
+    ends = [start for start, _ in changes[1:]] + [total_steps]
+    return [(end - start, report.at(counts)) for (start, counts), end in zip(changes, ends, strict=True)]
 
 
 def expected_flops(

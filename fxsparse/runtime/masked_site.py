@@ -17,7 +17,7 @@ class MaskedModule(Protocol):
     """What the runtime needs of a module: its sites, its tensors by name, and the gate."""
 
     sites: tuple[WeightSite, ...]
-    dense_gradient: bool
+    dense_gradient: bool | str
     _rewirer: Any
 
     def get_parameter(self, target: str) -> nn.Parameter: ...
@@ -28,10 +28,13 @@ class MaskedModule(Protocol):
 class MaskedSite:
     """A site stored densely: a parameter with zeros, and its bool mask beside it."""
 
-    def __init__(self, module: MaskedModule, name: str, mask_name: str) -> None:
+    def __init__(self, module: MaskedModule, site: WeightSite, target: int) -> None:
+        """`target` is the number of active weights that the allocation gives the site."""
         self.module = module
-        self.name = name
-        self._mask_name = mask_name
+        self.name = site.name
+        self.size = site.numel
+        self.target = target
+        self._mask_name = site.mask_name
         self._counted_version = -1
         self._active = 0
 
@@ -53,9 +56,28 @@ class MaskedSite:
             self._counted_version = mask._version
         return self._active
 
-    def dense_gradient(self) -> Tensor | None:
+    def gradient(self) -> Tensor | None:
         """The gradient in `weight.grad`, at all positions on update steps; None where there was none."""
         return self.weight.grad
+
+    def momentum(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The optimizer's running mean of the weight's gradients, of the weight's shape; 0 before its first step.
+
+        SGD's momentum buffer; Adam's first moment over the root of the second (as the report's code takes it).
+        """
+        state = optimizer.state.get(self.weight, {})
+        if isinstance(state.get("momentum_buffer"), Tensor):
+            return state["momentum_buffer"]
+        if not isinstance(state.get("exp_avg"), Tensor):
+            return torch.zeros_like(self.weight)
+        if isinstance(state.get("exp_avg_sq"), Tensor) and state["exp_avg_sq"].shape == self.weight.shape:
+            return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)
+        return state["exp_avg"]
+
+    def group(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's parameter group that holds the weight: its learning rate and other settings."""
+        weight = self.weight
+        return next(group for group in optimizer.param_groups if any(p is weight for p in group["params"]))
 
     @torch.no_grad()
     def mask_gradient_(self) -> None:
@@ -73,7 +95,14 @@ class MaskedSite:
         return ((self.weight != 0) & ~self.mask).count_nonzero()
 
     @torch.no_grad()
-    def take_over(self, mask: Tensor, active: int, optimizer: torch.optim.Optimizer) -> Tensor:
+    def take_over(
+        self,
+        mask: Tensor,
+        active: int,
+        optimizer: torch.optim.Optimizer,
+        kept: Tensor | None = None,
+        optimizer_state: str = "masked",
+    ) -> Tensor:
         """Replaces the pattern in place.
 
         Connections in both patterns are untouched. All others, new or gone, get weight 0 and 0 in every
@@ -82,17 +111,21 @@ class MaskedSite:
         Args:
             mask: the new pattern, bool.
             active: its number of active positions, known in advance.
+            kept: if given, only these of the connections in both patterns are untouched; the others start anew.
+            optimizer_state: `"masked"` as above; `"new"` clears the buffers at new connections only; `"kept"` nowhere.
 
         Returns:
-            Number of positions that were inactive and are active now (0-dim, on the device).
+            The positions that were inactive and are active now (bool, the weight's shape).
         """
         weight, own = self.weight, self.mask
-        grown = (mask & ~own).sum()
-        cleared = ~(mask & own)
-        weight.masked_fill_(cleared, 0)
-        for state in optimizer.state.get(weight, {}).values():
-            if isinstance(state, Tensor) and state.shape == weight.shape:
-                state.masked_fill_(cleared, 0)
+        grown = mask & ~own
+        untouched = mask & own if kept is None else mask & own & kept
+        weight.masked_fill_(~untouched, 0)
+        if optimizer_state != "kept":
+            cleared = ~untouched if optimizer_state == "masked" else mask & ~untouched
+            for state in optimizer.state.get(weight, {}).values():
+                if isinstance(state, Tensor) and state.shape == weight.shape:
+                    state.masked_fill_(cleared, 0)
         own.copy_(mask)
         self._active, self._counted_version = active, own._version
         return grown

@@ -12,7 +12,8 @@ does not count.
 
 import inspect
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,8 +21,13 @@ from torch import Tensor
 
 from ..core.errors import FxSparseWarning, RuntimeStateError
 from .masked_site import MaskedModule, MaskedSite
-from .methods import Method, Moment, Need
-from .schedule import UpdateSchedule
+from .methods import Method, Moment, Need, Pattern
+from .schedule import Schedule
+from .semantics import Semantics
+from .telemetry import SiteTelemetry, Telemetry, telemetry_table
+
+THIN = 0.1
+"""A layer with less than this share of the weights that the allocation gave it is about to be emptied."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +35,22 @@ class Rewiring:
     """What one rewiring did.
 
     Attributes:
-        step: the optimizer step whose weight update it replaced.
-        drop_fraction: the decayed alpha at that step.
+        step: the optimizer step at which it happened.
+        drop_fraction: what the schedule said: the decayed alpha, or for pruning the share of the way to the final
+            sparsity.
         changed: site name -> number of connections that are active now and were not before.
         skipped: why nothing was rewired, or None.
+        active: site name -> number of active connections afterwards.
+        grown_gradient_norm: site name -> 2-norm of the gradient over the connections that were grown, for methods
+            that read gradients.
     """
 
     step: int
     drop_fraction: float
     changed: dict[str, int]
     skipped: str | None = None
+    active: dict[str, int] = field(default_factory=dict)
+    grown_gradient_norm: dict[str, float] = field(default_factory=dict)
 
 
 class Rewirer:
@@ -48,6 +60,7 @@ class Rewirer:
         step_count: optimizer steps made.
         schedule: the `UpdateSchedule`.
         skipped_updates: rewirings that were due and skipped; `history` says why.
+        initial_counts: site name -> number of active weights at step 0.
     """
 
     def __init__(
@@ -55,26 +68,38 @@ class Rewirer:
         module: MaskedModule,
         optimizer: torch.optim.Optimizer,
         method: Method,
-        schedule: UpdateSchedule,
+        schedule: Schedule,
         seed: int,
-        update_weights_first: bool = False,
+        targets: Mapping[str, int],
+        semantics: Semantics,
     ) -> None:
         _check_optimizer(module, optimizer)
+        method.check(optimizer)
         self.method = method
         self.schedule = schedule
         self.seed = seed
+        self.semantics = semantics
         self.step_count = 0
         self.skipped_updates = 0
         self._module = module
         self._optimizer = optimizer
-        self._sites = [MaskedSite(module, site.name, site.mask_name) for site in module.sites]
-        self._update_weights_first = update_weights_first
+        self._sites = [MaskedSite(module, site, targets[site.name]) for site in module.sites]
+        self.initial_counts = {site.name: site.active for site in self._sites}
+        self._telemetry = Telemetry(self._sites)
+        self._weights_first = not {
+            "method": method.replaces_update,
+            "gradient": method.dense_gradient is Need.UPDATES,
+            "replaced": True,
+            "first": False,
+        }[semantics.weight_update]
         self._stashed: list[Tensor | None] | None = None
-        self._remask_every_step = False
+        self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked"
         self._scaler_skips = False
+        self._rewired_now = False
         self._warned: set[str] = set()
         self._history: list[Rewiring] = []
-        self._pending: list[tuple[int, float, list[str], Tensor]] = []  # counts still on the device
+        self._pending: list[Callable[[], Rewiring]] = []  # counts still on the device
+        self._walked: Tensor | None = None  # connections woken by `after_step` since the last record, by site
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -86,13 +111,25 @@ class Rewirer:
     @property
     def history(self) -> list[Rewiring]:
         """Every rewiring so far, oldest first. Reading it waits for the device, once for each new rewiring."""
-        for step, fraction, names, counts in self._pending:
-            self._history.append(Rewiring(step, fraction, dict(zip(names, counts.tolist(), strict=True))))
+        self._history += [read() for read in self._pending]
         self._pending.clear()
         return list(self._history)
 
+    @property
+    def update_count(self) -> int:
+        """Number of records in `history`, without waiting for the device."""
+        return len(self._history) + len(self._pending)
+
+    def telemetry(self) -> list[SiteTelemetry]:
+        """What the run has done to each site so far: density, exploration, churn, dead units. Waits for the device."""
+        return self._telemetry.read(self.history)
+
+    def report(self) -> str:
+        """`telemetry` as a table for a person to read."""
+        return telemetry_table(self.telemetry())
+
     def is_update_step(self) -> bool:
-        """Whether the coming `optimizer.step()` rewires instead of moving weights."""
+        """Whether the masks change at the coming `optimizer.step()`."""
         return self.method.rewires and self.schedule.is_update_step(self.step_count)
 
     def detach(self) -> None:
@@ -106,14 +143,25 @@ class Rewirer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resumption needs beside the module's and the optimizer's own state."""
         return {
-            "method": self.method.name,
+            **self._settings(),
             "method_state": self.method.state_dict(),
-            "schedule": asdict(self.schedule),
-            "seed": self.seed,
             "step_count": self.step_count,
             "skipped_updates": self.skipped_updates,
             "remask_every_step": self._remask_every_step,
             "history": [asdict(rewiring) for rewiring in self.history],
+            "initial_counts": self.initial_counts,
+            "ever_active": self._telemetry.state_dict(),
+            "walked": self._walked,
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """What a saved state has to agree with."""
+        return {
+            "method": self.method.name,
+            "method_options": self.method.options(),
+            "schedule": asdict(self.schedule),  # type: ignore[call-overload]
+            "semantics": asdict(self.semantics),
+            "seed": self.seed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -124,8 +172,7 @@ class Rewirer:
         """
         if not isinstance(state, dict) or "step_count" not in state:
             raise RuntimeStateError(f"not the state of a rewirer: {state!r}"[:200])
-        own = {"method": self.method.name, "schedule": asdict(self.schedule), "seed": self.seed}
-        for key, value in own.items():
+        for key, value in self._settings().items():
             if state.get(key) != value:
                 raise RuntimeStateError(
                     f"the saved rewirer has {key} {state.get(key)!r}, this one {value!r}; attach with the same settings"
@@ -136,6 +183,9 @@ class Rewirer:
         self._remask_every_step = state["remask_every_step"]
         self._history = [Rewiring(**row) for row in state["history"]]
         self._pending = []
+        self.initial_counts = dict(state["initial_counts"])
+        self._telemetry.load_state_dict(state["ever_active"])
+        self._walked = state["walked"]
         self._set_gate()
 
     # -- the hooks ----------------------------------------------------------------------------------------
@@ -151,23 +201,22 @@ class Rewirer:
         self._scaler_skips = found_inf is not None and bool(found_inf.item())
         if self._scaler_skips:
             return
-        if self.method.dense_gradient is Need.ALWAYS:
-            self.method.observe(self._sites, self.step_count)
-        if not self.is_update_step():
-            if self.method.dense_gradient is Need.ALWAYS:
-                for site in self._sites:
-                    site.mask_gradient_()
+        always = self.method.dense_gradient is Need.ALWAYS
+        if always:
+            self.method.observe(self._sites, self._gradients(self._sites), self.step_count)
+        self._rewired_now = self.is_update_step()
+        if self._rewired_now and not self._weights_first:
+            self._rewire(self._gradients(self._sites))
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
             return
-        gradients = self._dense_gradients()
-        if self._update_weights_first:
-            self._stashed = [None if g is None else g.clone() for g in gradients]
+        if self._rewired_now:
+            self._stashed = [None if g is None else g.clone() for g in self._gradients(self._sites)]
+        dense = always or (self._rewired_now and self.method.dense_gradient is Need.UPDATES)
+        if dense and not self.method.feeds_optimizer:
             for site in self._sites:
                 site.mask_gradient_()
-            return
-        self._rewire(gradients)
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if self._scaler_skips:
@@ -178,6 +227,8 @@ class Rewirer:
         if self._stashed is not None:
             self._rewire(self._stashed)
             self._stashed = None
+        if self._weights_first or not self._rewired_now:
+            self._walk()
         self.step_count += 1
         # At steps 1, 2, 4, 8, ...: a warm-up may hide it at first, and every look costs a host synchronisation.
         if not self._remask_every_step and self.step_count.bit_count() == 1:
@@ -186,42 +237,98 @@ class Rewirer:
 
     # -- rewiring -----------------------------------------------------------------------------------------
 
-    def _dense_gradients(self) -> list[Tensor | None]:
-        if self.method.dense_gradient is Need.NEVER:
-            return [None] * len(self._sites)
-        return [site.dense_gradient() for site in self._sites]
+    def _gradients(self, sites: Sequence[MaskedSite]) -> list[Tensor | None]:
+        if not self.method.reads_gradient:
+            return [None] * len(sites)
+        # A fused optimizer under GradScaler is handed scaled gradients, and the scale.
+        scale = getattr(self._optimizer, "grad_scale", None)
+        gradients = [site.gradient() for site in sites]
+        return gradients if scale is None else [None if g is None else g / scale for g in gradients]
+
+    def _movable(self, site: MaskedSite) -> bool:
+        """A site that the allocation makes dense stays so: there is nothing to choose in it."""
+        return site.target < site.size or site.active < site.size
+
+    def _moment(self) -> Moment:
+        fraction = self.schedule.fraction(self.step_count)
+        return Moment(self.step_count, fraction, self.seed, self._optimizer, self.semantics)
 
     @torch.no_grad()
     def _rewire(self, gradients: list[Tensor | None]) -> None:
-        step, fraction = self.step_count, self.schedule.fraction(self.step_count)
-        needs_gradient = self.method.dense_gradient is not Need.NEVER
-        present = [g for g in gradients if g is not None]
-        if needs_gradient and present and not _all_finite(present):
-            self._skip(step, fraction, "a dense gradient was not finite")
-            self._warn_once(f"the rewiring at step {step} was skipped: a dense gradient was not finite")
+        moment, needed = self._moment(), self.method.reads_gradient
+        pairs = [pair for pair in zip(self._sites, gradients, strict=True) if self._movable(pair[0])]
+        present = [gradient for _, gradient in pairs if gradient is not None]
+        if present and not _all_finite(present):
+            self._skip(moment, "a dense gradient was not finite")
+            self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
             return
-        ready = [
-            (site, gradient)
-            for site, gradient in zip(self._sites, gradients, strict=True)
-            if gradient is not None or not needs_gradient
-        ]
-        if len(ready) < len(self._sites):
-            lacking = [site.name for site, g in zip(self._sites, gradients, strict=True) if g is None]
+        ready = [(site, gradient) for site, gradient in pairs if gradient is not None or not needed]
+        if len(ready) < len(pairs):
+            lacking = [site.name for site, gradient in pairs if gradient is None]
             self._warn_once(f"sites without a gradient are not rewired: {', '.join(lacking)}")
         if not ready:
-            self._skip(step, fraction, "no site had a gradient")
+            self._skip(moment, "no site had a gradient" if pairs else "every site is dense")
             return
-        moment = Moment(step, fraction, self.seed, self._optimizer)
-        quotas = self.method.quotas([site for site, _ in ready], moment)
-        grown = []
-        for (site, gradient), quota in zip(ready, quotas, strict=True):
-            mask = self.method.rewire(site, gradient, quota, moment)
-            grown.append(site.take_over(mask, site.active - quota.drop + quota.grow, self._optimizer))
-        self._pending.append((step, fraction, [site.name for site, _ in ready], torch.stack(grown)))
+        sites, given = [site for site, _ in ready], [gradient for _, gradient in ready]
+        self._take_over(sites, self.method.new_patterns(sites, given, moment), given, moment)
 
-    def _skip(self, step: int, fraction: float, reason: str) -> None:
+    def _take_over(
+        self, sites: list[MaskedSite], patterns: list[Pattern], gradients: list[Tensor | None], moment: Moment
+    ) -> None:
+        state = "kept" if self.method.feeds_optimizer else self.semantics.optimizer_state
+        zeroed = self.semantics.regrown == "zeroed"
+        counts, norms = [], []
+        for site, pattern, gradient in zip(sites, patterns, gradients, strict=True):
+            self._warn_of_a_thin_layer(site, pattern.active)
+            kept = pattern.kept if zeroed else None
+            grown = site.take_over(pattern.mask, pattern.active, self._optimizer, kept, state)
+            counts.append(grown.sum())
+            if gradient is not None:
+                norms.append((gradient.float() * grown).norm())
+        self._telemetry.observe()
+        self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
+
+    def _record(self, moment: Moment, sites: list[MaskedSite], counts: Tensor, norms: Tensor | None = None) -> None:
+        names, active = [site.name for site in sites], {site.name: site.active for site in self._sites}
+
+        def read() -> Rewiring:
+            changed = dict(zip(names, counts.tolist(), strict=True))
+            lengths = {} if norms is None else dict(zip(names, norms.tolist(), strict=True))
+            return Rewiring(moment.step, moment.fraction, changed, None, active, lengths)
+
+        self._pending.append(read)
+
+    @torch.no_grad()
+    def _walk(self) -> None:
+        """Lets a method that rewires all the time do so; one record every interval."""
+        moment = self._moment()
+        sites = [site for site in self._sites if self._movable(site)]
+        patterns = self.method.after_step(sites, moment) if sites else None
+        if patterns is None:
+            return
+        grown = torch.stack(
+            [
+                site.take_over(pattern.mask, pattern.active, self._optimizer, pattern.kept).sum()
+                for site, pattern in zip(sites, patterns, strict=True)
+            ]
+        )
+        self._walked = grown if self._walked is None else self._walked.to(grown.device) + grown
+        self._telemetry.observe()
+        if (moment.step + 1) % getattr(self.schedule, "interval", 1) == 0:
+            self._record(moment, sites, self._walked)
+            self._walked = None
+
+    def _warn_of_a_thin_layer(self, site: MaskedSite, active: int) -> None:
+        if active < THIN * site.target or active == 0:
+            self._warn_once(
+                f"{site.name} is about to be emptied: {active} of the {site.target} weights that its allocation gives "
+                f"it are left at step {self.step_count}; a higher density, or dense=({site.name!r},), keeps it"
+            )
+
+    def _skip(self, moment: Moment, reason: str) -> None:
         self.skipped_updates += 1
-        self._history = [*self.history, Rewiring(step, fraction, {}, reason)]
+        active = {site.name: site.active for site in self._sites}
+        self._pending.append(lambda: Rewiring(moment.step, moment.fraction, {}, reason, active))
 
     def _notice_stray_weights(self) -> None:
         stray = torch.stack([site.stray_weights() for site in self._sites]).tolist()
@@ -237,7 +344,9 @@ class Rewirer:
 
     def _set_gate(self) -> None:
         need = self.method.dense_gradient
-        self._module.dense_gradient = need is Need.ALWAYS or (need is Need.UPDATES and self.is_update_step())
+        on_update = need is Need.UPDATES and self.is_update_step()
+        magnitude = on_update and self.semantics.gradient == "magnitude" and not self._weights_first
+        self._module.dense_gradient = "magnitude" if magnitude else need is Need.ALWAYS or on_update
 
     def _warn_once(self, message: str) -> None:
         kind = message.split(":")[0].split(" at step")[0]

@@ -5,6 +5,8 @@ value on the host. Ties are broken by flat index, so the result does not depend 
 device or the number of threads.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -82,5 +84,40 @@ def set_update(weight: Tensor, mask: Tensor, k: int, generator: torch.Generator)
     Returns:
         The new mask: bool, the weight's shape and the same number of active positions.
     """
-    lottery = torch.rand(mask.shape, generator=generator, dtype=torch.float64).to(mask.device)
-    return grow_largest(lottery, drop_smallest(weight, mask, k), k)
+    return grow_largest(lottery(mask.shape, generator).to(mask.device), drop_smallest(weight, mask, k), k)
+
+
+def lottery(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A random number in [0, 1) for each position (float64, CPU): the largest of them are a fair draw."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def snip_score(weight: Tensor, gradient: Tensor) -> Tensor:
+    """SNIP's connection sensitivity `|w * grad|` (Lee et al. 2019, equation 5, before normalisation)."""
+    return (weight * gradient).abs()
+
+
+def select_across(scores: Sequence[Tensor], candidates: Sequence[Tensor], count: int) -> list[Tensor]:
+    """`select` with one ranking over several tensors: the `count` largest scores of all of them.
+
+    Ties go to the earlier tensor, then to the lower flat index. Returns bool tensors of the scores' shapes.
+    """
+    joined = torch.cat([score.reshape(-1).to(torch.float64) for score in scores])
+    eligible = torch.cat([mask.reshape(-1) for mask in candidates])
+    parts = select(joined, eligible, count, largest=True).split([score.numel() for score in scores])
+    return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def deepr_walk(weight: Tensor, sign: Tensor, noise: Tensor, *, drift: float, spread: float) -> Tensor:
+    """Deep rewiring's step beside the gradient's (Bellec et al. 2018, Algorithm 1).
+
+    Of the connection strength `theta = sign * weight`: `theta - drift + spread * noise`, with `drift = lr alpha` and
+    `spread = sqrt(2 lr T)`.
+
+    Args:
+        weight, sign, noise: alike in shape; `sign` is 1 or -1, `noise` standard normal.
+
+    Returns:
+        The weights after the step; one whose product with its sign is negative is to be retired.
+    """
+    return weight + sign * (spread * noise - drift)

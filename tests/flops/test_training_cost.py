@@ -7,12 +7,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxsparse
 from fxsparse.flops import average_step, planned_cost, realised_cost, step_cost, training_cost
-from fxsparse.flops.training import expected_flops, gradual_sparsity
+from fxsparse.flops.training import expected_flops
+from fxsparse.runtime.schedule import gradual_sparsity
 
 
 def test_average_steps_by_hand():
     assert average_step("dense", 20, 100) == 300
-    assert average_step("static", 20, 100) == average_step("set", 20, 100) == average_step("small_dense", 20, 100) == 60
+    assert average_step("static", 20, 100) == average_step("set", 20, 100) == average_step("small-dense", 20, 100) == 60
     assert average_step("rigl", 20, 100, update_interval=9) == pytest.approx((27 * 20 + 40 + 100) / 10)
     assert average_step("snfs", 20, 100) == 140
     assert average_step("pruning", 20, 100) == 60

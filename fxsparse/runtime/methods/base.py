@@ -1,16 +1,21 @@
 """What a sparse-training method is: what it needs, and how it drops and grows. The rest is shared."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...core.masking import floor_count, seeded_generator
+from ...core.errors import RuntimeStateError
+from ...core.masking import ceil_count, floor_count, seeded_generator
 from ..masked_site import MaskedSite
-from ..schedule import UpdateSchedule
+from ..redistribution import check_redistribution, redistribute
+from ..schedule import Schedule, UpdateSchedule
+from ..semantics import Semantics
+from ..update_rules import select
 
 
 class Need(Enum):
@@ -27,60 +32,202 @@ class Moment:
 
     Attributes:
         step: number of optimizer steps already made.
-        fraction: fraction of the active connections to rewire (the decayed alpha).
+        fraction: what the schedule says: the fraction of the active connections to rewire (the decayed alpha), or for
+            pruning the sparsity to have over the final one.
         seed: the run's seed; random choices draw from `generator`.
-        optimizer: for methods that read its momentum.
+        optimizer: for methods that read its momentum or its learning rate.
+        semantics: the choices on which published implementations differ.
     """
 
     step: int
     fraction: float
     seed: int
     optimizer: torch.optim.Optimizer
+    semantics: Semantics = field(default_factory=Semantics)
 
     def generator(self, site: MaskedSite) -> torch.Generator:
         """A CPU generator of its own for each site and step: the same on every rank, and after a resume."""
         return seeded_generator(self.seed, "rewire", self.step, site.name)
 
+    def count(self, site: MaskedSite) -> int:
+        """k: how many of the site's connections to rewire."""
+        rounded = ceil_count if self.semantics.rounding == "ceil" else floor_count
+        k = rounded(self.fraction, site.active)
+        return min(k, site.size - site.active) if self.semantics.regrown == "forbidden" else k
 
-@dataclass(frozen=True)
-class Quota:
+
+class Quota(NamedTuple):
     """How many connections a site loses and gains in one rewiring; equal unless the method moves densities."""
 
     drop: int
     grow: int
 
 
+class Pattern(NamedTuple):
+    """What a site takes over.
+
+    Attributes:
+        mask: bool, the weight's shape.
+        active: its number of active positions, known without counting.
+        kept: the connections that go on as they are: those that were not dropped.
+    """
+
+    mask: Tensor
+    active: int
+    kept: Tensor
+
+
+@dataclass(kw_only=True, eq=False)
 class Method:
     """Base class of the methods, and by itself the one that never rewires.
 
-    A method overrides `rewire`, and where it needs to: `quotas` (densities that move between sites or over
-    time), `observe` (moving averages of gradients), `state_dict` (what it remembers), `initial_sparsity`.
+    A drop-and-grow method gives `grow_score`, and `drop_score` if it does not drop by magnitude. Densities that
+    move: `quotas`, or, where a choice is over all sites at once, `new_patterns`. Moving averages: `observe` and
+    `state_dict`. A start that is denser than the goal: `initial_sparsity`. Fields of the class are its options.
+
+    Attributes:
+        redistribution: by what connections move between the sites in a rewiring: None (every site regrows what it
+            dropped), or the mean magnitude of the active weights' `"gradient"` or `"momentum"`. Sites that the
+            allocation makes dense stay dense.
     """
 
-    name = "static"
-    summary = "random masks, never rewired"
-    dense_gradient = Need.NEVER
-    rewires = False
+    name: ClassVar[str] = "static"
+    summary: ClassVar[str] = "random masks, never rewired"
+    dense_gradient: ClassVar[Need] = Need.NEVER
+    rewires: ClassVar[bool] = False  # whether masks change at all
+    grows: ClassVar[bool] = False  # whether it wakes inactive connections in a rewiring
+    replaces_update: ClassVar[bool] = True  # whether, in its own paper, a rewiring takes the weight update's place
+    needs_masks: ClassVar[bool] = False  # whether the user has to give the masks
+    changes_widths: ClassVar[bool] = False  # whether the model itself has to be another one
 
-    def initial_sparsity(self, sparsity: float) -> float:
-        """The sparsity to start from when the user asks for `sparsity`."""
+    redistribution: str | None = None
+
+    def __post_init__(self) -> None:
+        check_redistribution(self.redistribution)
+
+    # -- before a run -------------------------------------------------------------------------------------
+
+    def target_sparsity(self, sparsity: float) -> float:
+        """The sparsity to end with when the user asks for `sparsity`."""
         return sparsity
 
-    def quotas(self, sites: Sequence[MaskedSite], moment: Moment) -> list[Quota]:
-        """How many connections to drop and grow at each site: `k = floor(fraction * active)` of both."""
-        counts = [floor_count(moment.fraction, site.active) for site in sites]
-        return [Quota(k, k) for k in counts]
+    def initial_sparsity(self, sparsity: float) -> float:
+        """The sparsity to start from when a site is to end with `sparsity`."""
+        return sparsity
 
-    def rewire(self, site: MaskedSite, gradient: Tensor | None, quota: Quota, moment: Moment) -> Tensor:
-        """The site's new mask (bool, the weight's shape) with `active - drop + grow` positions True.
+    def schedule(self, common: UpdateSchedule, total_steps: int) -> Schedule:
+        """When the masks change; `common` is what the user's options say."""
+        return common
+
+    def check(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called when a run is set up; raises an `FxSparseError` for an optimizer that the method cannot work with."""
+        if self.redistribution == "momentum" or self.feeds_optimizer:
+            check_momentum(optimizer, self.name)
+
+    @property
+    def feeds_optimizer(self) -> bool:
+        """Whether the optimizer itself is to see dense gradients in every step."""
+        return False
+
+    def planned_counts(
+        self, sizes: Mapping[str, int], targets: Mapping[str, int], schedule: Schedule, total_steps: int
+    ) -> list[tuple[int, dict[str, int]]]:
+        """From which step on how many weights of each site will be active, oldest first, as far as it can be known.
 
         Args:
-            gradient: the dense gradient, if the method asked for it; finite.
+            sizes: site -> number of its weights.
+            targets: site -> number of active weights that the allocation gives it.
         """
-        return site.mask
+        return [(0, dict(targets))]
 
-    def observe(self, sites: Sequence[MaskedSite], step: int) -> None:
-        """Called before every optimizer step, while the gradients are dense, if they are needed always."""
+    def dense_gradient_steps(self, schedule: Schedule, total_steps: int) -> int:
+        """On how many of a run's steps the gradient of all weights is computed, for the FLOP ledger."""
+        if self.dense_gradient is Need.ALWAYS:
+            return total_steps
+        return schedule.update_steps(total_steps) if self.dense_gradient is Need.UPDATES else 0
+
+    # -- rewiring -----------------------------------------------------------------------------------------
+
+    @property
+    def reads_gradient(self) -> bool:
+        """Whether a rewiring looks at gradients, dense ones or those of the active weights."""
+        return self.dense_gradient is not Need.NEVER or self.redistribution == "gradient"
+
+    def new_patterns(
+        self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment
+    ) -> list[Pattern]:
+        """The new mask of every site.
+
+        Args:
+            gradients: of each site: dense if the method asked for it, else of the active weights; finite. None for a
+                method that reads none.
+        """
+        quotas = self.quotas(sites, gradients, moment)
+        return [
+            self._drop_and_grow(site, gradient, quota, moment)
+            for site, gradient, quota in zip(sites, gradients, quotas, strict=True)
+        ]
+
+    def _drop_and_grow(self, site: MaskedSite, gradient: Tensor | None, quota: Quota, moment: Moment) -> Pattern:
+        mask = site.mask
+        kept = mask & ~select(self.drop_score(site, moment), mask, quota.drop, largest=False)
+        free = ~mask if moment.semantics.regrown == "forbidden" else ~kept
+        if quota.grow == 0:
+            return Pattern(kept, site.active - quota.drop, kept)
+        grown = select(self.grow_score(site, gradient, moment), free, quota.grow, largest=True)
+        return Pattern(kept | grown, site.active - quota.drop + quota.grow, kept)
+
+    def drop_score(self, site: MaskedSite, moment: Moment) -> Tensor:
+        """Of each connection (the weight's shape); the least are dropped, ties from the highest flat index on."""
+        return site.weight.detach().abs()
+
+    def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
+        """Of each position (the weight's shape); the largest grow, ties from the lowest flat index on."""
+        raise NotImplementedError(f"{type(self).__name__} grows and gives no grow_score")
+
+    def quotas(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
+        """How many connections to drop and grow at each site: k of both, or as `redistribution` says."""
+        dropped = [moment.count(site) for site in sites]
+        if self.redistribution is None:
+            return [Quota(k, k) for k in dropped]
+        grown = redistribute(
+            sum(dropped),
+            self._shares(sites, gradients, moment),
+            [self._room(site, k, moment) for site, k in zip(sites, dropped, strict=True)],
+        )
+        return [Quota(*pair) for pair in zip(dropped, grown, strict=True)]
+
+    def momentum_of(self, site: MaskedSite, moment: Moment) -> Tensor:
+        """What `redistribution="momentum"` goes by at a site: the optimizer's own momentum."""
+        return site.momentum(moment.optimizer)
+
+    @staticmethod
+    def _room(site: MaskedSite, dropped: int, moment: Moment) -> int:
+        free = site.size - site.active
+        return free if moment.semantics.regrown == "forbidden" else free + dropped
+
+    def _shares(
+        self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment
+    ) -> Sequence[float]:
+        """The mean magnitude over each site's active weights; one host synchronisation for all sites."""
+        if self.redistribution == "momentum":
+            values = [self.momentum_of(site, moment) for site in sites]
+        else:
+            values = [gradient for gradient in gradients if gradient is not None]
+        means = [
+            (value.abs() * site.mask).sum(dtype=torch.float64) / max(site.active, 1)
+            for site, value in zip(sites, values, strict=True)
+        ]
+        return torch.stack(means).tolist()
+
+    # -- what happens between rewirings -------------------------------------------------------------------
+
+    def observe(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], step: int) -> None:
+        """Called before every optimizer step with the dense gradients, if they are needed always."""
+
+    def after_step(self, sites: Sequence[MaskedSite], moment: Moment) -> list[Pattern] | None:
+        """Called after every optimizer step that moved weights; new masks, for a method that rewires all the time."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What the method remembers between steps, for exact resumption."""
@@ -89,8 +236,16 @@ class Method:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
 
-    def dense_gradient_steps(self, schedule: UpdateSchedule, total_steps: int) -> int:
-        """On how many of a run's steps the gradient of all weights is computed, for the FLOP ledger."""
-        if self.dense_gradient is Need.ALWAYS:
-            return total_steps
-        return schedule.update_steps(total_steps) if self.dense_gradient is Need.UPDATES else 0
+    def options(self) -> dict[str, Any]:
+        """The method's options by name."""
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.init}
+
+
+def check_momentum(optimizer: torch.optim.Optimizer, method: str) -> None:
+    """`RuntimeStateError` if a parameter group of `optimizer` keeps no running mean of gradients."""
+    for group in optimizer.param_groups:
+        if not (group.get("momentum") or group.get("betas", (0.0,))[0]):
+            raise RuntimeStateError(
+                f"{method} reads the optimizer's momentum, and this {type(optimizer).__name__} keeps none; give it a "
+                "momentum, or use Adam or AdamW"
+            )

@@ -1,14 +1,16 @@
 """RigL (Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", Algorithm 1).
 
 Drops the smallest weights, grows where the dense gradient is largest. FLOP ledger of a training step,
-averaged over an interval: `(3 delta_t f_s + 2 f_s + f_d) / (delta_t + 1)`.
+averaged over an interval: `(3 delta_t f_s + 2 f_s + f_d) / (delta_t + 1)`; with redistribution, the
+expectation of it over the run's densities.
 """
+
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..masked_site import MaskedSite
-from ..update_rules import rigl_update
-from .base import Method, Moment, Need, Quota
+from .base import Method, Moment, Need
 
 
 class RigL(Method):
@@ -18,7 +20,26 @@ class RigL(Method):
     summary = "drops the smallest weights, grows where the gradient is largest"
     dense_gradient = Need.UPDATES
     rewires = True
+    grows = True
 
-    def rewire(self, site: MaskedSite, gradient: Tensor | None, quota: Quota, moment: Moment) -> Tensor:
+    def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
         assert gradient is not None, "the runtime skips sites without a gradient"
-        return rigl_update(site.weight, gradient, site.mask, quota.drop)
+        return gradient.abs()
+
+
+@dataclass(kw_only=True, eq=False)
+class RigLSG(RigL):
+    """RigL whose layers regrow in proportion to their active weights' mean gradient magnitude (report, Table 5)."""
+
+    name = "rigl-sg"
+    summary = "RigL; connections move to the layers with the larger gradients"
+    redistribution: str | None = "gradient"
+
+
+@dataclass(kw_only=True, eq=False)
+class RigLSM(RigL):
+    """RigL whose layers regrow in proportion to their active weights' mean momentum magnitude (report, Table 5)."""
+
+    name = "rigl-sm"
+    summary = "RigL; connections move to the layers with the larger momentum"
+    redistribution: str | None = "momentum"

@@ -6,8 +6,8 @@ Drops the smallest weights, grows at random. FLOP ledger of a training step: `3 
 from torch import Tensor
 
 from ..masked_site import MaskedSite
-from ..update_rules import set_update
-from .base import Method, Moment, Quota
+from ..update_rules import lottery
+from .base import Method, Moment
 
 
 class SET(Method):
@@ -16,6 +16,7 @@ class SET(Method):
     name = "set"
     summary = "drops the smallest weights, grows at random"
     rewires = True
+    grows = True
 
-    def rewire(self, site: MaskedSite, gradient: Tensor | None, quota: Quota, moment: Moment) -> Tensor:
-        return set_update(site.weight, site.mask, quota.drop, moment.generator(site))
+    def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
+        return lottery(site.mask.shape, moment.generator(site)).to(site.mask.device)

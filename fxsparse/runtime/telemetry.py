@@ -1,0 +1,114 @@
+"""What a run has done to each site: density, churn, exploration, dead units. Counted on the device, read when asked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from .masked_site import MaskedSite
+
+
+@dataclass(frozen=True)
+class SiteTelemetry:
+    """One site at one time.
+
+    Attributes:
+        name: of the weight.
+        active, size: active weights now, and all.
+        explored: share of all positions that were ever active: the in-time over-parameterisation rate (Liu et al.
+            2021, "Do we actually need dense over-parameterization?").
+        churn: mean share of the active connections that one rewiring replaced.
+        dead_outputs, outputs: output units (rows, filters) without an active weight, and all.
+        dead_inputs, inputs: input units without an active weight, and all; of a grouped convolution, per group.
+        grown_gradient_norm: 2-norm of the dense gradient over the connections that the last rewiring grew; None for a
+            method that reads no gradient.
+    """
+
+    name: str
+    active: int
+    size: int
+    explored: float
+    churn: float
+    dead_outputs: int
+    outputs: int
+    dead_inputs: int
+    inputs: int
+    grown_gradient_norm: float | None = None
+
+    @property
+    def density(self) -> float:
+        return self.active / self.size
+
+
+class Telemetry:
+    """Which positions were ever active, kept as one bool tensor a site."""
+
+    def __init__(self, sites: Sequence[MaskedSite]) -> None:
+        self._sites = sites
+        self._ever: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Adds the present masks."""
+        for site in self._sites:
+            before = self._ever.get(site.name)
+            self._ever[site.name] = site.mask.clone() if before is None else before.to(site.mask.device) | site.mask
+
+    @torch.no_grad()
+    def read(self, records: Iterable[Any]) -> list[SiteTelemetry]:
+        """A row a site; `records` are the run's `Rewiring`s. Waits for the device."""
+        self.observe()
+        rewirings = [record for record in records if not record.skipped]
+        return [self._read_site(site, rewirings) for site in self._sites]
+
+    def _read_site(self, site: MaskedSite, rewirings: Sequence[Any]) -> SiteTelemetry:
+        mask = site.mask
+        outputs, inputs = mask.flatten(1).any(1), mask.transpose(0, 1).flatten(1).any(1)
+        shares = [
+            record.changed[site.name] / max(record.active.get(site.name, site.active), 1)
+            for record in rewirings
+            if site.name in record.changed
+        ]
+        norms = [r.grown_gradient_norm[site.name] for r in rewirings if site.name in r.grown_gradient_norm]
+        return SiteTelemetry(
+            name=site.name,
+            active=site.active,
+            size=site.size,
+            explored=int(self._ever[site.name].sum()) / site.size,
+            churn=sum(shares) / len(shares) if shares else 0.0,
+            dead_outputs=int((~outputs).sum()),
+            outputs=len(outputs),
+            dead_inputs=int((~inputs).sum()),
+            inputs=len(inputs),
+            grown_gradient_norm=norms[-1] if norms else None,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self._ever)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._ever = {name: tensor.clone() for name, tensor in state.items()}
+
+
+def telemetry_table(rows: Sequence[SiteTelemetry]) -> str:
+    """The rows for a person to read, and the whole below them."""
+    active, size = sum(row.active for row in rows), sum(row.size for row in rows)
+    explored = sum(row.explored * row.size for row in rows) / size if size else 0.0
+    lines = [
+        [
+            row.name,
+            f"{row.density:.4f}",
+            f"{row.explored:.4f}",
+            f"{row.churn:.4f}",
+            f"{row.dead_outputs}/{row.outputs}",
+            f"{row.dead_inputs}/{row.inputs}",
+            "-" if row.grown_gradient_norm is None else f"{row.grown_gradient_norm:.3g}",
+        ]
+        for row in rows
+    ]
+    lines.append(["all", f"{active / size if size else 0:.4f}", f"{explored:.4f}", "", "", "", ""])
+    headers = ["weight", "density", "ever active", "churn", "dead outputs", "dead inputs", "grown |gradient|"]
+    return tabulate(lines, headers, tablefmt="simple", disable_numparse=True)
