@@ -31,9 +31,11 @@ from .core.errors import (  # noqa: E402
 )
 from .core.masking import apply_mask  # noqa: E402
 from .flops import FlopReport, count_flops, plan_flops, planned_cost, realised_cost  # noqa: E402
-from .runtime.methods import Method, methods  # noqa: E402
+from .runtime.methods import Method, Moment, Need, Pattern, Quota, method_options, methods  # noqa: E402
 from .runtime.rewirer import Rewirer, Rewiring  # noqa: E402
-from .runtime.update_rules import rigl_update, set_update  # noqa: E402
+from .runtime.semantics import Semantics  # noqa: E402
+from .runtime.telemetry import SiteTelemetry  # noqa: E402
+from .runtime.update_rules import rigl_update, set_update, snip_score  # noqa: E402
 from .sparse_module import SparseModule  # noqa: E402
 from .sparsify import sparsify  # noqa: E402
 
@@ -51,20 +53,28 @@ __all__ = [
     "FxSparseWarning",
     "InputError",
     "Method",
+    "Moment",
+    "Need",
+    "Pattern",
+    "Quota",
     "Rewirer",
     "Rewiring",
     "RuntimeStateError",
     "SelectionError",
+    "Semantics",
+    "SiteTelemetry",
     "SparseModule",
     "VerificationError",
     "allocate",
     "apply_mask",
     "count_flops",
+    "method_options",
     "methods",
     "plan_flops",
     "planned_cost",
     "realised_cost",
     "rigl_update",
     "set_update",
+    "snip_score",
     "sparsify",
 ]

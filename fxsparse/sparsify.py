@@ -128,8 +128,7 @@ def sparsify(
         "inclusive": semantics.end == "inclusive",
         "start": semantics.start,
     }
-    common = UpdateSchedule.for_run(1, **schedule_options)  # refuses bad options before any work
-    method.schedule(common, 1_000_000)
+    UpdateSchedule.for_run(1, **schedule_options)  # refuses bad options before any work
 
     captured = trace(model, example_input)
     annotate_shapes(captured)

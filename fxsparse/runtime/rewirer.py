@@ -10,6 +10,7 @@ The gate is the module's `dense_gradient` flag that every `apply_mask` node read
 does not count.
 """
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +76,7 @@ class Rewirer:
     ) -> None:
         _check_optimizer(module, optimizer)
         method.check(optimizer)
-        self.method = method
+        self.method = copy.deepcopy(method)  # what it remembers is this run's
         self.schedule = schedule
         self.seed = seed
         self.semantics = semantics
@@ -95,6 +96,7 @@ class Rewirer:
         self._stashed: list[Tensor | None] | None = None
         self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked"
         self._scaler_skips = False
+        self._postponed = False
         self._rewired_now = False
         self._warned: set[str] = set()
         self._history: list[Rewiring] = []
@@ -201,6 +203,8 @@ class Rewirer:
         self._scaler_skips = found_inf is not None and bool(found_inf.item())
         if self._scaler_skips:
             return
+        if self.step_count == 0:
+            self.method.start_run(self._sites, self.seed)
         always = self.method.dense_gradient is Need.ALWAYS
         if always:
             self.method.observe(self._sites, self._gradients(self._sites), self.step_count)
@@ -229,6 +233,9 @@ class Rewirer:
             self._stashed = None
         if self._weights_first or not self._rewired_now:
             self._walk()
+        if self._postponed:
+            self._postponed = False
+            return
         self.step_count += 1
         # At steps 1, 2, 4, 8, ...: a warm-up may hide it at first, and every look costs a host synchronisation.
         if not self._remask_every_step and self.step_count.bit_count() == 1:
@@ -259,14 +266,18 @@ class Rewirer:
         pairs = [pair for pair in zip(self._sites, gradients, strict=True) if self._movable(pair[0])]
         present = [gradient for _, gradient in pairs if gradient is not None]
         if present and not _all_finite(present):
+            self._postponed = self.method.one_shot
             self._skip(moment, "a dense gradient was not finite")
             self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
             return
+        if present and self.method.one_shot:  # there is no later rewiring: what has no gradient has no influence
+            pairs = [(site, torch.zeros_like(site.weight) if g is None else g) for site, g in pairs]
         ready = [(site, gradient) for site, gradient in pairs if gradient is not None or not needed]
         if len(ready) < len(pairs):
             lacking = [site.name for site, gradient in pairs if gradient is None]
             self._warn_once(f"sites without a gradient are not rewired: {', '.join(lacking)}")
         if not ready:
+            self._postponed = self.method.one_shot and bool(pairs)
             self._skip(moment, "no site had a gradient" if pairs else "every site is dense")
             return
         sites, given = [site for site, _ in ready], [gradient for _, gradient in ready]
@@ -278,14 +289,14 @@ class Rewirer:
         state = "kept" if self.method.feeds_optimizer else self.semantics.optimizer_state
         zeroed = self.semantics.regrown == "zeroed"
         counts, norms = [], []
+        self._telemetry.observe()
         for site, pattern, gradient in zip(sites, patterns, gradients, strict=True):
             self._warn_of_a_thin_layer(site, pattern.active)
             kept = pattern.kept if zeroed else None
             grown = site.take_over(pattern.mask, pattern.active, self._optimizer, kept, state)
             counts.append(grown.sum())
-            if gradient is not None:
+            if gradient is not None and self.method.dense_gradient is not Need.NEVER:
                 norms.append((gradient.float() * grown).norm())
-        self._telemetry.observe()
         self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
 
     def _record(self, moment: Moment, sites: list[MaskedSite], counts: Tensor, norms: Tensor | None = None) -> None:
@@ -306,6 +317,7 @@ class Rewirer:
         patterns = self.method.after_step(sites, moment) if sites else None
         if patterns is None:
             return
+        self._telemetry.observe()
         grown = torch.stack(
             [
                 site.take_over(pattern.mask, pattern.active, self._optimizer, pattern.kept).sum()
@@ -313,7 +325,6 @@ class Rewirer:
             ]
         )
         self._walked = grown if self._walked is None else self._walked.to(grown.device) + grown
-        self._telemetry.observe()
         if (moment.step + 1) % getattr(self.schedule, "interval", 1) == 0:
             self._record(moment, sites, self._walked)
             self._walked = None
@@ -370,6 +381,10 @@ def _check_optimizer(module: MaskedModule, optimizer: torch.optim.Optimizer) -> 
         raise RuntimeStateError(
             f"{type(optimizer).__name__}.step needs a closure, which computes gradients after the rewiring is due; "
             "use an optimizer that steps on the gradients it finds, such as SGD or AdamW"
+        )
+    if any(module.get_parameter(site.name).is_meta for site in module.sites):
+        raise RuntimeStateError(
+            "the module is on the meta device; materialise it and load its weights and masks before attach"
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [site.name for site in module.sites if id(module.get_parameter(site.name)) not in held]

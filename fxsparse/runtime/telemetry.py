@@ -44,7 +44,7 @@ class SiteTelemetry:
 
 
 class Telemetry:
-    """Which positions were ever active, kept as one bool tensor a site."""
+    """Which positions were ever active, kept as one bool tensor a site. `observe` before the masks change."""
 
     def __init__(self, sites: Sequence[MaskedSite]) -> None:
         self._sites = sites
@@ -66,7 +66,9 @@ class Telemetry:
 
     def _read_site(self, site: MaskedSite, rewirings: Sequence[Any]) -> SiteTelemetry:
         mask = site.mask
-        outputs, inputs = mask.flatten(1).any(1), mask.transpose(0, 1).flatten(1).any(1)
+        inputs, outputs = mask.transpose(0, 1).flatten(1).any(1), mask.flatten(1).any(1)
+        if site.output_dim == 1:
+            inputs, outputs = outputs, inputs
         shares = [
             record.changed[site.name] / max(record.active.get(site.name, site.active), 1)
             for record in rewirings
@@ -87,6 +89,7 @@ class Telemetry:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
+        self.observe()
         return dict(self._ever)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

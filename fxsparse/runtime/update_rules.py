@@ -94,7 +94,8 @@ def lottery(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 def snip_score(weight: Tensor, gradient: Tensor) -> Tensor:
     """SNIP's connection sensitivity `|w * grad|` (Lee et al. 2019, equation 5, before normalisation)."""
-    return (weight * gradient).abs()
+    wide = torch.promote_types(weight.dtype, torch.float32)  # the product of two small halves is 0
+    return (weight.to(wide) * gradient.to(wide)).abs()
 
 
 def select_across(scores: Sequence[Tensor], candidates: Sequence[Tensor], count: int) -> list[Tensor]:

@@ -3,8 +3,9 @@
     from fxsparse.training import TrainConfig, train
     result = train(TrainConfig(data="digits", method="rigl", sparsity=0.9), "runs/digits")
 
-`config` names every option, `experiment` builds what it asks for, `loop` trains, `run_folder`, `checkpoint`
-and `metrics` keep what must not get lost, `summary` and `plots` show it. One's own loop needs none of this:
+`config` names every option, `experiment` builds what it asks for, `loop` trains; what differs between images
+(`classification`) and texts (`next_character`) is a `task`. `run_folder`, `checkpoint` and `metrics` keep what
+must not get lost, `summary` and `plots` show it. One's own loop needs none of this:
 see `fxsparse.sparsify`.
 """
 

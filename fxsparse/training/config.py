@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from fxsparse.core.errors import ConfigError, nearest
+from fxsparse.runtime.semantics import make_semantics
 from fxsparse.training.options import Option, check_choice, option, options_of
 from fxsparse.training.recipes import recipe_for
 
@@ -40,11 +41,37 @@ def decay_names() -> list[str]:
     return list(DECAYS)
 
 
+def redistribution_names() -> list[str]:
+    """By what a method can move connections between layers."""
+    from fxsparse.runtime.redistribution import REDISTRIBUTIONS
+
+    return list(REDISTRIBUTIONS)
+
+
+def semantics_names() -> list[str]:
+    """The presets of choices on which published implementations differ."""
+    from fxsparse.runtime.semantics import PRESETS
+
+    return list(PRESETS)
+
+
 def model_names() -> list[str]:
     """The networks that `fxsparse.models.build` knows."""
     import fxsparse.models as models
 
     return list(models.names())
+
+
+def canonical_model(name: str) -> str:
+    """`char-gru` is `char_gru`."""
+    import fxsparse.models as models
+
+    return models.canonical(name)
+
+
+# What has no meaning for the other kind of data, and is refused there.
+IMAGE_OPTIONS = ("image_size", "validation", "split_seed", "flip", "crop")
+TEXT_OPTIONS = ("sequence_length", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +82,52 @@ class TrainConfig:
     """
 
     # what to train
-    model: str | None = option(None, "network: one of models/, or a torchvision classification model")
+    model: str | None = option(
+        None, "network: one of models/, or a torchvision classification model", canonical=canonical_model
+    )
     model_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "keyword arguments of the network, as KEY=VALUE"}
     )
-    data: str = option("digits", "data set: digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH")
+    data: str = option("digits", "data set: digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH, text:PATH")
     data_root: str = option("data", "folder that holds the data sets", changeable=True)
     image_size: int | None = option(None, "side of the images in pixels, of an imagefolder", within="[1, inf)")
     validation: int = option(0, "training images held out (the report: 5000)", within="[0, inf)")
     split_seed: int = option(0, "seed that draws them", within="[0, inf)")
+    sequence_length: int | None = option(None, "characters of a text in a sequence", within="[1, inf)")
+    split: tuple[float, ...] | None = option(
+        None, "shares of a text to train on, to watch and to test on, in its order", within="[0, 1]"
+    )
 
     # sparsity
     method: str = option("rigl", "how the masks come about", choices=method_names)
     sparsity: float | None = option(
-        None, "share of the weights that is removed; 0.9 where neither this nor flops is given", within="[0, 1)"
+        None, "share of the weights that is removed, where flops is not given", within="[0, 1)"
     )
     flops: float | None = option(None, "in place of sparsity: forward cost over the dense one", within="(0, 1]")
     distribution: str = option("erk", "how sparsity is spread over the layers", choices=distribution_names)
-    drop_fraction: float = option(0.3, "share of the weights dropped at the first rewiring", within="[0, 1]")
+    drop_fraction: float | None = option(None, "share of the weights dropped at the first rewiring", within="[0, 1]")
     update_interval: int | None = option(None, "steps between rewirings", within="[1, inf)")
-    stop_fraction: float = option(0.75, "share of the run after which masks stay", within="[0, 1]")
+    stop_fraction: float | None = option(None, "share of the run after which masks stay", within="[0, 1]")
     decay: str = option("cosine", "how the drop fraction falls over the run", choices=decay_names)
+    decay_power: float = option(3.0, "exponent of decay inverse_power", within="[0, inf)")
+    redistribution: str | None = option(
+        None, "by what connections move between layers; by default the method's own way", choices=redistribution_names
+    )
+    method_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "options of the method, as KEY=VALUE: scope=global, momentum=optimizer"}
+    )
+    semantics: str = option("paper", "whose choices where published codes differ", choices=semantics_names)
+    semantics_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "single choices over it, as KEY=VALUE: rounding=ceil"}
+    )
+    masks_from: str | None = option(
+        None, "begin with the final masks of the run in this folder; its densities then hold, not sparsity"
+    )
+    densities_from: str | None = option(None, "begin with random masks of that run's final densities")
+    weights_from: str | None = option(None, "begin with that run's weights; a lottery ticket: those of masks_from")
+    rewind: int | None = option(
+        None, "step whose weights they are; by default the run's last, of a lottery ticket 0", within="[0, inf)"
+    )
     include: tuple[str, ...] | None = option(None, "mask only these weights: names, globs, first, last, depthwise")
     exclude: tuple[str, ...] = option((), "leave these weights unmasked and out of the budget")
     dense: tuple[str, ...] = option((), "keep these weights dense inside the budget")
@@ -84,13 +136,16 @@ class TrainConfig:
     # optimisation
     epochs: int | None = option(None, "length in passes over the training set", within="[1, inf)")
     steps: int | None = option(None, "length in optimizer steps, instead of epochs", within="[1, inf)")
-    batch_size: int | None = option(None, "images a step", within="[1, inf)")
-    optimizer: str = option("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
+    extend: float = option(
+        1.0, "stretch length, learning-rate milestones and rewiring by this factor", within="[1, inf)"
+    )
+    batch_size: int | None = option(None, "images or sequences a step", within="[1, inf)")
+    optimizer: str | None = option(None, "optimizer", choices=("sgd", "adam", "adamw"))
     lr: float | None = option(None, "learning rate", within="[0, inf)")
     momentum: float = option(0.9, "momentum of sgd", within="[0, 1)")
     nesterov: bool = option(False, "Nesterov momentum")
     weight_decay: float | None = option(None, "weight decay", within="[0, inf)")
-    schedule: str = option("step", "learning-rate schedule", choices=("step", "cosine", "constant"))
+    schedule: str | None = option(None, "learning-rate schedule", choices=("step", "cosine", "constant"))
     milestones: tuple[float, ...] = option(
         (0.3072, 0.6144, 0.9216),  # steps 30,000, 60,000 and 90,000 of the report's 97,656
         "where schedule step lowers the rate: shares of the run (below 1) or steps",
@@ -98,6 +153,9 @@ class TrainConfig:
     )
     gamma: float = option(0.2, "factor at each milestone", within="(0, 1]")
     warmup_steps: int = option(0, "steps of linear learning-rate warm-up", within="[0, inf)")
+    clip_norm: float | None = option(
+        None, "limit of the norm of all gradients together, beyond which they are scaled down", within="(0, inf)"
+    )
     label_smoothing: float = option(0.0, "label smoothing", within="[0, 1)")
     flip: bool | None = option(None, "mirror training images at random")
     crop: int | None = option(None, "pad by so many pixels and crop at random", within="[0, inf)")
@@ -126,6 +184,9 @@ class TrainConfig:
         None, "steps between checkpoints; by default as evaluations", within="[1, inf)", changeable=True
     )
     keep_checkpoints: int = option(1, "newest checkpoints kept; 0 keeps all", within="[0, inf)", changeable=True)
+    keep_steps: tuple[int, ...] | None = option(
+        None, "steps whose weights are kept for good, 0 for the first ones (default: 0 for pruning)", within="[0, inf)"
+    )
     tensorboard: bool = option(True, "write TensorBoard events where it is installed", changeable=True)
     plots: bool = option(True, "draw pictures where matplotlib is installed", changeable=True)
 
@@ -141,18 +202,58 @@ class TrainConfig:
         check_choice("data set", self.data.partition(":")[0], [name.partition(":")[0] for name in data.names()])
         if self.model is not None:
             check_choice("model", self.model, model_names())
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Images and texts have networks and options of their own."""
+        import fxsparse.models as models
+        from fxsparse.training import data
+
+        kinds = ("images", "text")
+        is_text = data.is_text(self.data)
+        if self.model is not None and models.takes_text(self.model) != is_text:
+            raise ConfigError(f"{self.model} takes {kinds[not is_text]}, and {self.data} is {kinds[is_text]}")
+        for name in IMAGE_OPTIONS if is_text else TEXT_OPTIONS:
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{name} is {shown(getattr(self, name))}; it is for {kinds[not is_text]}, and {self.data} is "
+                    f"{kinds[is_text]}"
+                )
+        if self.split is not None:
+            data.check_shares(self.split)
 
     def _check_combinations(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise ConfigError(f"epochs is {self.epochs} and steps is {self.steps}; give one of the two")
         if self.sparsity is not None and self.flops is not None:
             raise ConfigError(f"sparsity is {self.sparsity} and flops is {self.flops}; give one of the two")
-        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+        if self.masks_from is not None and self.densities_from is not None:
+            raise ConfigError("masks_from and densities_from are given; give one of the two")
+        if self.method == "lottery" and self.masks_from is None:
+            raise ConfigError("method lottery needs masks_from, the folder of a finished pruning run")
+        if self.rewind is not None and self.weights_from is None and self.method != "lottery":
+            raise ConfigError(f"rewind is {self.rewind}, and there is no run to rewind to; give weights_from")
+        self._check_method()
+        if self.nesterov and (self.optimizer not in (None, "sgd") or self.momentum == 0):
             raise ConfigError("nesterov needs optimizer sgd with a momentum above 0")
         if any(later <= earlier for earlier, later in pairwise(self.milestones)):
             raise ConfigError(f"milestones is {shown(self.milestones)}; they must rise")
         if any(milestone > 1 and not milestone.is_integer() for milestone in self.milestones):
             raise ConfigError(f"milestones is {shown(self.milestones)}; above 1 they are whole steps")
+
+    def _check_method(self) -> None:
+        from fxsparse.runtime.methods import make_method
+
+        make_semantics(self.semantics_mapping)
+        options = dict(self.method_options)
+        if self.redistribution is not None:
+            options["redistribution"] = self.redistribution
+        make_method(self.method, self.semantics, **options)
+
+    @property
+    def semantics_mapping(self) -> dict[str, Any]:
+        """The preset and the single choices over it, as `sparsify` takes them."""
+        return {"preset": self.semantics, **self.semantics_options}
 
     def resolved(self) -> TrainConfig:
         """The same with every option that depends on the data set filled in from its recipe."""
@@ -160,8 +261,10 @@ class TrainConfig:
         missing = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         if self.steps is not None:
             missing.pop("epochs", None)
-        if self.sparsity is None and self.flops is None:
-            missing["sparsity"] = 0.9
+        if self.flops is not None:
+            missing.pop("sparsity", None)
+        if self.keep_steps is None:
+            missing["keep_steps"] = (0,) if self.method == "pruning" else ()
         return dataclasses.replace(self, **missing)
 
     def to_json(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,17 @@ from torch import nn
 import fxsparse
 import fxsparse.models as models
 from fxsparse.core.errors import ConfigError
+from fxsparse.flops import FlopReport
 from fxsparse.training import data, random_state
+from fxsparse.training.classification import Classification
 from fxsparse.training.config import TrainConfig
+from fxsparse.training.earlier_run import given_masks, given_weights, load_weights
+from fxsparse.training.next_character import NextCharacter
 from fxsparse.training.schedule import learning_rate
+from fxsparse.training.small_dense import has_width, matching_width, sparse_parameters
+from fxsparse.training.task import Task, TrainingBatches
 
-EVALUATION_BATCH = 500  # images
+GOAL_OPTIONS = ("sparsity", "flops", "distribution", "include", "exclude", "dense")
 SPARSIFY_OPTIONS = (
     "method",
     "sparsity",
@@ -26,6 +33,8 @@ SPARSIFY_OPTIONS = (
     "update_interval",
     "stop_fraction",
     "decay",
+    "decay_power",
+    "redistribution",
     "include",
     "exclude",
     "dense",
@@ -34,20 +43,39 @@ SPARSIFY_OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class FullSize:
+    """What a narrower network is compared with: the one of full width, dense.
+
+    Attributes:
+        flops: of a forward pass of the example.
+        weights: elements of all weights that would have a mask.
+        width: the narrower network's.
+    """
+
+    flops: FlopReport
+    weights: int
+    width: float
+
+
 @dataclass
 class Experiment:
     """The parts of a run, built from `config`; lengths are in optimizer steps."""
 
     config: TrainConfig
     device: torch.device
-    splits: data.Splits
-    train_batches: data.Batches
+    task: Task
     total_steps: int
     sparse: Any  # the SparseModule
-    network: Callable[[Any], Any]  # what is called to train: `sparse`, or `sparse` compiled
+    network: Callable[..., Any]  # what is called to train: `sparse`, or `sparse` compiled
     optimizer: torch.optim.Optimizer
     rewirer: Any
     scaler: torch.amp.GradScaler
+    full: FullSize | None = None
+
+    @property
+    def train_batches(self) -> TrainingBatches:
+        return self.task.train_batches
 
     @property
     def eval_interval(self) -> int:
@@ -59,35 +87,21 @@ class Experiment:
 
     @property
     def watched_split(self) -> str:
-        """The split that is evaluated during the run: the validation images where some are held out."""
-        return "validation" if self.splits.validation is not None else "test"
-
-    def evaluation_batches(self, split: str) -> data.Batches:
-        """All images of a split ("test" or "validation"), in order and unaugmented."""
-        images = getattr(self.splits, split)
-        return data.Batches(
-            images,
-            min(EVALUATION_BATCH, len(images)),
-            mean=self.splits.mean,
-            std=self.splits.std,
-            shuffle=False,
-            drop_last=False,
-            device=self.device,
-            workers=self.config.workers,
-        )
+        """The split that is evaluated during the run: the validation part where one is held out."""
+        return "validation" if self.task.has_validation else "test"
 
     def rate_at(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
         config = self.config
-        assert config.lr is not None
+        assert config.lr is not None and config.schedule is not None
         return learning_rate(
             step,
             self.total_steps,
             base=config.lr,
             schedule=config.schedule,
-            milestones=config.milestones,
+            milestones=tuple(each if each < 1 else each * config.extend for each in config.milestones),
             gamma=config.gamma,
-            warmup_steps=config.warmup_steps,
+            warmup_steps=round(config.warmup_steps * config.extend),
         )
 
 
@@ -98,59 +112,86 @@ def build(config: TrainConfig) -> Experiment:
     configuration asks for that cannot be had.
     """
     config = config.resolved()
-    assert config.batch_size and config.flip is not None and config.crop is not None
     device = choose_device(config.device)
-    splits = data.load(
-        config.data,
-        config.data_root,
-        validation=config.validation,
-        image_size=config.image_size,
-        split_seed=config.split_seed,
-    )
-    batches = data.Batches(
-        splits.train,
-        config.batch_size,
-        mean=splits.mean,
-        std=splits.std,
-        flip=config.flip,
-        crop=config.crop,
-        seed=config.seed,
-        device=device,
-        workers=config.workers,
-    )
-    total_steps = config.steps or config.epochs * len(batches)  # type: ignore[operator]
+    task = make_task(config, device)
+    length = config.steps or config.epochs * len(task.train_batches)  # type: ignore[operator]
+    total_steps = round(config.extend * length)
 
     random_state.seed_everything(config.seed)
-    model = models.build(
-        config.model, num_classes=splits.num_classes, in_channels=splits.channels, **config.model_options
-    )
-    example = models.example_input(config.model, size=splits.image_size, in_channels=splits.channels)
-    sparse = sparsify(model, example, config).to(device)
+    full = narrow(task, config) if config.method == "small-dense" else None
+    random_state.seed_everything(config.seed)
+    model = task.model()
+    sparse = sparsify(model, task.example(model), config).to(device)
+    weights = given_weights(config)
+    if weights is not None:
+        load_weights(sparse, weights, str(config.weights_from or config.masks_from))
     sparse.train()
     optimizer = make_optimizer(sparse.parameters(), config)
     return Experiment(
         config=config,
         device=device,
-        splits=splits,
-        train_batches=batches,
+        task=task,
         total_steps=total_steps,
         sparse=sparse,
         network=torch.compile(sparse) if config.compile else sparse,
         optimizer=optimizer,
         rewirer=sparse.attach(optimizer, total_steps=total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
+        full=full,
     )
 
 
+def make_task(config: TrainConfig, device: torch.device) -> Task:
+    """What the data set of a resolved `config` asks to be learned, with the data read."""
+    return (NextCharacter if data.is_text(config.data) else Classification)(config, device)
+
+
 def sparsify(model: nn.Module, example: Any, config: TrainConfig) -> Any:
-    """`fxsparse.sparsify` with the options of `config`, which have its names."""
+    """`fxsparse.sparsify` with the options of `config`, which have its names, and what comes from an earlier run."""
     options: dict[str, Any] = {name: getattr(config, name) for name in SPARSIFY_OPTIONS}
+    options |= {"semantics": config.semantics_mapping, **_stretched(config)}
+    if config.method == "small-dense":
+        return fxsparse.sparsify(model, example, "dense", seed=config.seed, verify=config.verify)
+    given = given_masks(config)
+    if given:
+        options |= {"sparsity": None, "flops": None, **given}
     return fxsparse.sparsify(model, example, **options)
+
+
+def _stretched(config: TrainConfig) -> dict[str, Any]:
+    """The method's options, those that are steps of the run stretched with it."""
+    stretch = {"begin", "end"} if config.method == "pruning" else set()
+    return {
+        name: round(value * config.extend) if name in stretch and value is not None and value >= 1 else value
+        for name, value in config.method_options.items()
+    }
+
+
+def narrow(task: Task, config: TrainConfig) -> FullSize:
+    """Makes `task` build the narrower network that has as many parameters as the sparse one would."""
+    assert config.model is not None
+    has_width(config.model)
+    model = task.model()
+    example = task.example(model)
+    goal = {name: getattr(config, name) for name in GOAL_OPTIONS}
+    given = dict(config.model_options)
+    base = given.pop("width", models.default_width(config.model))
+
+    def build(width: float) -> nn.Module:
+        task.config = dataclasses.replace(config, model_options={**given, "width": width})
+        return task.model()
+
+    width = matching_width(build, base, sparse_parameters(model, example, goal))
+    build(width)
+    report = fxsparse.count_flops(model, example)
+    dense = fxsparse.sparsify(model, example, "dense", verify=False)
+    return FullSize(report, sum(site.numel for site in dense.sites), width)
 
 
 def make_optimizer(parameters: Any, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer over all `parameters`, at the configuration's base learning rate."""
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    assert config.optimizer is not None
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **common)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **common)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fxsparse.core.errors import CheckpointError, FxSparseError
@@ -25,7 +25,7 @@ from fxsparse.training.config import TrainConfig
 from fxsparse.training.experiment import Experiment, build
 from fxsparse.training.interrupt import StopRequest, TrainingInterrupted, stop_requests
 from fxsparse.training.metrics import MetricLog
-from fxsparse.training.objective import autocast, correct_count, evaluate, loss_and_logits
+from fxsparse.training.objective import Outcome
 from fxsparse.training.run_folder import ResumePoint, RunFolder, find_resume_point
 from fxsparse.training.summary import Result
 
@@ -104,18 +104,18 @@ class _Loop:
         self.seconds_before = 0.0
         self.last_checkpoint: Path | None = None
         real = torch.float32 if self.device.type == "mps" else torch.float64
-        # since the last record: summed loss, images classified right, images
+        # since the last record: summed loss, predictions that are right, predictions
         self.window = torch.zeros(3, dtype=real, device=self.device)
         self.first_bad_step = torch.full((), -1, device=self.device)  # on the device, so nothing waits for it
-        self.shown = {"loss": "-", "acc": "-", "eval": "-"}
+        self.metric = experiment.task.metric
+        self.shown = {"loss": "-", self.metric.short: "-", "eval": "-"}
         packed = None
         if start.payload is not None:
             packed = start.payload["metrics"]
             self._restore(start.payload)
             found = self.folder.checkpoints()
             self.last_checkpoint = found[-1] if found else None
-        self.rewirings_seen = len(experiment.rewirer.history)
-        self.rewired = False  # since the history was last read, which on an accelerator waits for it
+        self.rewirings_seen = experiment.rewirer.update_count
         write_atomically(self.folder.config, self.config.to_json().encode())
         self.folder.result.unlink(missing_ok=True)
         self.log = MetricLog(self.folder.metrics, packed)
@@ -137,9 +137,11 @@ class _Loop:
         )
         try:
             with stop_requests() as stop, bar:
-                for images, labels in self._batches():
-                    self._train_step(images, labels)
+                self._keep_weights()
+                for inputs, targets in self._batches():
+                    self._train_step(inputs, targets)
                     bar.update()
+                    self._keep_weights()
                     self._after_step(bar, stop)
             return self._finish()
         except TrainingInterrupted:
@@ -161,23 +163,28 @@ class _Loop:
                     return
                 yield batch
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+    def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
         parts = self.parts
         for group in parts.optimizer.param_groups:
             group["lr"] = parts.rate_at(self.step)
-        with autocast(self.device, self.config.amp):
-            loss, logits = loss_and_logits(parts.network(images), labels, self.config.label_smoothing)
-        parts.scaler.scale(loss).backward()
-        self.rewired |= parts.rewirer.is_update_step()
+        outcome = parts.task.outcome(parts.network, inputs, targets)
+        parts.scaler.scale(outcome.loss).backward()
+        self._clip_gradients()
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
         parts.optimizer.zero_grad()
         self.step += 1
-        self._observe(loss.detach(), correct_count(logits, labels), len(labels))
+        self._observe(outcome)
 
-    def _observe(self, loss: Tensor, correct: Tensor, count: int) -> None:
+    def _clip_gradients(self) -> None:
+        if self.config.clip_norm is not None:
+            self.parts.scaler.unscale_(self.parts.optimizer)
+            nn.utils.clip_grad_norm_(self.parts.sparse.parameters(), self.config.clip_norm)
+
+    def _observe(self, outcome: Outcome) -> None:
         """Add a step to the running means; nothing here waits for the device."""
-        self.window += torch.stack([loss * count, correct, torch.full_like(loss, count)])
+        loss, count = outcome.loss.detach(), outcome.count
+        self.window += torch.stack([loss * count, outcome.correct, torch.full_like(loss, count)])
         is_first_bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(is_first_bad, self.step, self.first_bad_step)
 
@@ -209,16 +216,15 @@ class _Loop:
             "train",
             self.step,
             epoch=epoch,
-            loss=loss,
-            accuracy=accuracy,
+            **self.metric.figures(loss, accuracy),
             lr=self.parts.rate_at(self.step - 1),
         )
         self.log.add_timing(self.step, self._seconds())
-        self.shown |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.3f}"}
+        self.shown |= {"loss": f"{loss:.3f}", self.metric.short: f"{self.metric.of(loss, accuracy):.3f}"}
 
     def _record_rewirings(self) -> None:
-        if not self.rewired:
-            return
+        if self.parts.rewirer.update_count == self.rewirings_seen:
+            return  # reading the history waits for the device
         history = self.parts.rewirer.history
         for done in history[self.rewirings_seen :]:
             self.log.add(
@@ -227,16 +233,33 @@ class _Loop:
                 drop_fraction=float(done.drop_fraction),
                 skipped=done.skipped,
                 changed={name: int(count) for name, count in done.changed.items()},
+                active={name: int(count) for name, count in done.active.items()},
+                grown_gradient_norm=done.grown_gradient_norm,
             )
-        self.rewirings_seen, self.rewired = len(history), False
+        self.rewirings_seen = len(history)
 
     def _evaluate(self, split: str) -> None:
         self._check_finite()
         self._record_rewirings()
-        batches = self.parts.evaluation_batches(split)
-        loss, accuracy = evaluate(self.parts.sparse, batches.epoch(0), amp=self.config.amp)
-        self.log.add("eval", self.step, split=split, loss=loss, accuracy=accuracy)
-        self.shown["eval"] = f"{accuracy:.3f}"
+        loss, accuracy = self.parts.task.evaluate(self.parts.sparse, split)
+        self._record_telemetry()
+        self.log.add("eval", self.step, split=split, **self.metric.figures(loss, accuracy))
+        self.shown["eval"] = f"{self.metric.of(loss, accuracy):.3f}"
+
+    def _record_telemetry(self) -> None:
+        """What has become of every layer, once an evaluation."""
+        if not self.parts.rewirer.method.rewires or self.log.last("telemetry", step=self.step):
+            return
+        rows = self.parts.rewirer.telemetry()
+        self.log.add(
+            "telemetry",
+            self.step,
+            density={row.name: row.density for row in rows},
+            ever_active={row.name: row.explored for row in rows},
+            churn={row.name: row.churn for row in rows},
+            dead_outputs={row.name: row.dead_outputs for row in rows},
+            dead_inputs={row.name: row.dead_inputs for row in rows},
+        )
 
     def _save(self) -> None:
         self._check_finite()
@@ -245,6 +268,12 @@ class _Loop:
                 raise self._diverged(f"{name} is no longer finite after step {self.step}")
         self._record_rewirings()
         self.last_checkpoint = self.folder.save_checkpoint(self.step, self._payload(), self.config.keep_checkpoints)
+
+    def _keep_weights(self) -> None:
+        """Saves the weights for good where the configuration says so, for another run to rewind to."""
+        if self.step in (self.config.keep_steps or ()):
+            kept = {"step": self.step, "config": self.config.to_json(), "model": self.parts.sparse.state_dict()}
+            self.folder.keep(self.step, kept)
 
     def _payload(self) -> dict[str, Any]:
         parts = self.parts

@@ -1,16 +1,16 @@
-"""What a step minimises and what an evaluation measures: classification."""
+"""What a forward pass comes to, and which number of it the tables show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-AUXILIARY_WEIGHT = 0.3  # of each auxiliary head (Szegedy et al., "Going deeper with convolutions", section 5)
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -19,39 +19,45 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     return nullcontext() if amp == "none" else torch.autocast(device.type, _AMP_DTYPES[amp])
 
 
-def heads(output: Any) -> list[Tensor]:
-    """The logits (N, classes) of a network's output, the main head first: a tensor, a tuple or a dict."""
-    if isinstance(output, Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output
-    return [value for value in values if isinstance(value, Tensor)]
+@dataclass(frozen=True)
+class Metric:
+    """The number by which runs are compared.
+
+    Attributes:
+        name: as tables and pictures head it, and `Result.metric`.
+        key: as records keep it.
+        short: as the progress bar shows it.
+        higher_is_better: or lower.
+        of: from the loss (mean cross-entropy in nats) and the accuracy.
+    """
+
+    name: str
+    key: str
+    short: str
+    higher_is_better: bool
+    of: Callable[[float, float], float]
+
+    def figures(self, loss: float, accuracy: float) -> dict[str, float]:
+        """What a record holds."""
+        return {"loss": loss, "accuracy": accuracy, self.key: self.of(loss, accuracy)}
+
+    def best(self, records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The best of some records, the first of equals."""
+        return (max if self.higher_is_better else min)(records, key=lambda record: record[self.key])
 
 
-def loss_and_logits(output: Any, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy over the batch, auxiliary heads weighted in, and the main logits."""
-    logits, *auxiliary = heads(output)
-    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    for extra in auxiliary:
-        loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(extra, labels, label_smoothing=label_smoothing)
-    return loss, logits
+ACCURACY = Metric("accuracy", "accuracy", "acc", True, lambda loss, accuracy: accuracy)
+BITS_PER_CHARACTER = Metric(
+    "bits per character", "bits_per_character", "bpc", False, lambda loss, accuracy: loss / math.log(2)
+)
+METRICS = {metric.name: metric for metric in (ACCURACY, BITS_PER_CHARACTER)}
 
 
-def correct_count(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of the batch are classified right, as a 0-dimensional tensor on the device."""
-    return (logits.argmax(1) == labels).sum()
+@dataclass(frozen=True)
+class Outcome:
+    """What a forward pass came to: `loss` is the mean over its `count` predictions, of which `correct` are
+    right; both tensors are 0-dimensional and on the device."""
 
-
-@torch.no_grad()
-def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, amp: str = "none") -> tuple[float, float]:
-    """`(loss, accuracy)` of `network` in eval mode, means over all images; its mode is put back."""
-    was_training = network.training
-    network.eval()
-    loss_sum, correct, count = [], [], 0
-    for images, labels in batches:
-        with autocast(images.device, amp):
-            loss, logits = loss_and_logits(network(images), labels)
-        loss_sum.append(loss * len(labels))
-        correct.append(correct_count(logits, labels))
-        count += len(labels)
-    network.train(was_training)
-    return float(torch.stack(loss_sum).sum()) / count, int(torch.stack(correct).sum()) / count
+    loss: Tensor
+    correct: Tensor
+    count: int

@@ -21,6 +21,7 @@ class Option:
     optional: None is allowed, and means that something else decides.
     within: the interval it must lie in, as mathematics writes it: `"[0, 1)"`, `"(0, inf)"`.
     choices: the names it may take, or a function that gives them.
+    canonical: a function from a name as it was given to the name that is kept.
     changeable: may differ when a run is resumed, because the result does not depend on it.
     """
 
@@ -32,6 +33,7 @@ class Option:
     help: str
     within: str | None = None
     choices: Choices | None = None
+    canonical: Callable[[str], str] | None = None
     changeable: bool = False
 
     @property
@@ -59,6 +61,8 @@ class Option:
         fits = isinstance(value, self.kind) and not (self.kind is int and isinstance(value, bool))
         if not fits:
             raise ConfigError(f"{self.name} is {value!r}; it takes {_KINDS[self.kind]}")
+        if self.canonical is not None:
+            value = self.canonical(value)
         if self.within is not None and not _inside(value, self.within):
             raise ConfigError(f"{self.name} is {value}; it must be in {self.within}")
         if self.choices is not None:

@@ -1,4 +1,4 @@
-"""Pictures of one run, or of several side by side: accuracy over steps, density per layer.
+"""Pictures of one run, or of several side by side: the metric over steps, density per layer.
 
 matplotlib is optional: without it `draw` returns False and nothing else happens.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fxsparse.training.metrics import read_metrics
+from fxsparse.training.objective import ACCURACY, METRICS
 
 NAMED_LAYERS = 30  # up to so many are named on the axis; more are numbered
 
@@ -31,7 +32,7 @@ def draw(run_folders: Sequence[str | Path], path: str | Path, labels: Sequence[s
     figure = Figure(figsize=(13, 5), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
     left, right = figure.subplots(1, 2)
-    _accuracy_over_steps(left, results, records, labels)
+    _metric_over_steps(left, results, records, labels)
     _density_per_layer(right, results, labels)
     figure.suptitle(f"{results[0]['model']} on {results[0]['data']}")
     figure.savefig(path, dpi=110)
@@ -46,17 +47,24 @@ def draw_or_explain(run_folders: Sequence[str | Path], path: str | Path) -> str:
         return f"no picture: could not write {path}: {error.strerror or error}"
 
 
-def _accuracy_over_steps(axes: Any, results: list[dict], records: list[list[dict]], labels: Sequence[str]) -> None:
+def _metric_over_steps(axes: Any, results: list[dict], records: list[list[dict]], labels: Sequence[str]) -> None:
+    metric = METRICS[results[0].get("metric", ACCURACY.name)]
     last_step = max(record["step"] for run in records for record in run)
+    late = []
     for result, run, label in zip(results, records, labels, strict=True):
-        split = result["watched_split"]
-        points = [(r["step"], r["accuracy"]) for r in run if r["kind"] == "eval" and r["split"] == split]
-        axes.plot(*zip(*points, strict=True), marker=".", label=f"{label}: {result['test_accuracy']:.4f} at the end")
-    late = [r["accuracy"] for run in records for r in run if r["kind"] == "eval" and r["step"] >= last_step / 10]
-    axes.set_ylim(max(0.0, min(late) - 0.02), None)  # the first climb would flatten what comes after it
-    axes.set(xlabel="optimizer steps", ylabel=f"accuracy ({results[0]['watched_split']})", title="accuracy")
+        evaluations = [r for r in run if r["kind"] == "eval"]
+        points = [(r["step"], r[metric.key]) for r in evaluations if r["split"] == result["watched_split"]]
+        at_end = metric.of(result["test_loss"], result["test_accuracy"])
+        axes.plot(*zip(*points, strict=True), marker=".", label=f"{label}: {at_end:.4f} at the end")
+        late += [r[metric.key] for r in evaluations if r["step"] >= last_step / 10]
+    # the first climb, or fall, would flatten what comes after it
+    if metric.higher_is_better:
+        axes.set_ylim(max(0.0, min(late) - 0.02), None)
+    else:
+        axes.set_ylim(None, max(late) + 0.02)
+    axes.set(xlabel="optimizer steps", ylabel=f"{metric.name} ({results[0]['watched_split']})", title=metric.name)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right" if metric.higher_is_better else "upper right")
 
 
 def _density_per_layer(axes: Any, results: list[dict], labels: Sequence[str]) -> None:

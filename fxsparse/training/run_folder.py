@@ -1,6 +1,7 @@
 """The folder of one run: what lies where, whose it is, and what a resumed run starts from.
 
 config.json     every option, resolved          metrics.jsonl   the records that are compared
+kept/           weights of steps kept for good
 checkpoints/    step-00000400.pt, ...           timing.jsonl    seconds
 result.json     when the run has finished       tensorboard/, plot.png   where they can be made
 """
@@ -36,6 +37,7 @@ class RunFolder:
         self.plot = self.path / "plot.png"
         self.tensorboard = self.path / "tensorboard"
         self._checkpoints = self.path / "checkpoints"
+        self._kept = self.path / "kept"
 
     def require_new(self) -> None:
         """`ConfigError` if a run lies here already."""
@@ -49,8 +51,10 @@ class RunFolder:
         """Make the folder and keep it for this process; `ConfigError` if that cannot be done."""
         try:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
-            for leftover in [*self.path.glob(".*.tmp"), *self._checkpoints.glob(".*.tmp")]:
-                leftover.unlink()
+            self._kept.mkdir(exist_ok=True)
+            for place in (self.path, self._checkpoints, self._kept):
+                for leftover in place.glob(".*.tmp"):
+                    leftover.unlink()
             lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
         except OSError as error:
             raise ConfigError(f"could not write to the run folder {self.path}: {error.strerror}") from error
@@ -71,6 +75,20 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
         return sorted(self._checkpoints.glob("step-*.pt"))
+
+    def keep(self, step: int, payload: dict[str, Any]) -> None:
+        """Save what was there after `step` steps for good; `payload` has the model's state dict under `model`."""
+        checkpoint.save(self._kept / f"step-{step:08d}.pt", payload)
+
+    def saved_steps(self) -> list[int]:
+        """The steps of which weights are there, kept or in a checkpoint."""
+        found = [*self._kept.glob("step-*.pt"), *self.checkpoints()]
+        return sorted({int(path.stem.removeprefix("step-")) for path in found})
+
+    def saved(self, step: int) -> Path | None:
+        """The file with the weights after `step` steps, if there is one."""
+        name = f"step-{step:08d}.pt"
+        return next((place / name for place in (self._kept, self._checkpoints) if (place / name).exists()), None)
 
     def save_checkpoint(self, step: int, payload: dict[str, Any], keep: int) -> Path:
         """Save a checkpoint after `step` steps, then remove all but the newest `keep` (0 keeps all).

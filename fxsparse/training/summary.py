@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,19 +13,25 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from fxsparse.flops import TrainingCost, planned_cost, realised_cost
+from fxsparse.flops import FlopReport, TrainingCost, planned_cost, realised_cost
 from fxsparse.training.experiment import Experiment
 from fxsparse.training.metrics import MetricLog
+from fxsparse.training.objective import METRICS
+from fxsparse.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Result:
     """How a finished run came out.
 
-    Accuracies and fractions are in [0, 1]; `inference_flops` and `training_flops` are ratios to the dense
-    network (the latter realised by the steps that were made, `training_flops_total` without the ratio);
-    `macs` are multiply-accumulates of one image;
-    `changed_per_rewiring` is the mean number of connections that a rewiring grew.
+    Accuracies (of images, or of next characters) and fractions are in [0, 1]; losses are mean cross-entropies in
+    nats. `metric` names what the tables show, `score` is its value on the test part. `inference_flops` and
+    `training_flops` are ratios to the dense network of full width and to its training for a run that is not extended
+    (realised by the steps that were made, and for a lottery ticket with the run that found its masks;
+    `training_flops_total` without the ratio); `macs` are multiply-accumulates of one example, an image or a
+    sequence of characters; `changed_per_rewiring` is the mean number of connections that a rewiring grew;
+    `ever_active` is the share of all masked weights that were active at any time, `dead_units` the number of output
+    units without an active weight; `width` is a narrowed network's.
     """
 
     run_folder: str
@@ -35,7 +42,7 @@ class Result:
     steps: int
     test_accuracy: float
     test_loss: float
-    best_accuracy: float  # on the split that was watched during the run
+    best_accuracy: float  # on the split that was watched during the run, at the step that is best by the metric
     best_step: int
     watched_split: str
     sparsity: float
@@ -52,6 +59,26 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     densities: dict[str, float] = field(default_factory=dict)
     training_flops_total: float = 0.0
+    metric: str = "accuracy"  # a name of `METRICS`
+    best_loss: float = math.nan  # of the same evaluation as `best_accuracy`
+    ever_active: float = math.nan
+    dead_units: int = 0
+    width: float | None = None
+
+    @property
+    def score(self) -> float:
+        """The metric on the test part: an accuracy, or bits per character."""
+        return METRICS[self.metric].of(self.test_loss, self.test_accuracy)
+
+    @property
+    def best_score(self) -> float:
+        """The metric on the watched split at `best_step`, where it was best."""
+        return METRICS[self.metric].of(self.best_loss, self.best_accuracy)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the better of two runs has the higher `score`."""
+        return METRICS[self.metric].higher_is_better
 
     @property
     def density(self) -> float:
@@ -77,16 +104,18 @@ def versions() -> dict[str, str]:
 
 
 def collect(experiment: Experiment, log: MetricLog, run_folder: str, seconds: float) -> Result:
-    """The result of a run whose last record is its evaluation on the test images."""
+    """The result of a run whose last record is its evaluation on the test part."""
     sparse, config = experiment.sparse, experiment.config
     tested = log.last("eval", split="test")
     assert tested is not None
     watched = [r for r in log.records if r["kind"] == "eval" and r["split"] == experiment.watched_split]
-    best = max(watched, key=lambda record: record["accuracy"])  # the first of equals
-    flops = sparse.flops()
+    best = experiment.task.metric.best(watched)
+    flops, ledger = sparse.flops(), Ledger.of(experiment)
     rewirings = [record for record in log.records if record["kind"] == "rewire"]
     done = [sum(record["changed"].values()) for record in rewirings if not record["skipped"]]
     training = realised_cost(sparse, experiment.rewirer)
+    telemetry = experiment.rewirer.telemetry()
+    active = sum(int(mask.sum()) for mask in sparse.masks.values())
     return Result(
         run_folder=run_folder,
         model=str(config.model),
@@ -97,14 +126,15 @@ def collect(experiment: Experiment, log: MetricLog, run_folder: str, seconds: fl
         test_accuracy=tested["accuracy"],
         test_loss=tested["loss"],
         best_accuracy=best["accuracy"],
+        best_loss=best["loss"],
         best_step=best["step"],
         watched_split=experiment.watched_split,
-        sparsity=sparse.sparsity,
-        inference_flops=flops.ratio,
-        training_flops=training.ratio,
-        macs=flops.macs // _example_images(experiment),
-        dense_macs=flops.dense_macs // _example_images(experiment),
-        active_weights=sum(int(mask.sum()) for mask in sparse.masks.values()),
+        sparsity=1.0 - active / ledger.weights,
+        inference_flops=ledger.inference(flops),
+        training_flops=ledger.training(training),
+        macs=flops.macs // ledger.examples,
+        dense_macs=ledger.dense_macs // ledger.examples,
+        active_weights=active,
         rewirings=len(rewirings),
         skipped_rewirings=len(rewirings) - len(done),
         changed_per_rewiring=sum(done) / len(done) if done else 0.0,
@@ -112,36 +142,81 @@ def collect(experiment: Experiment, log: MetricLog, run_folder: str, seconds: fl
         device=device_name(experiment.device),
         versions=versions(),
         densities=dict(sparse.densities),
-        training_flops_total=_of_run(experiment, training),
+        training_flops_total=ledger.total(training),
+        ever_active=sum(row.explored * row.size for row in telemetry) / ledger.weights,
+        dead_units=sum(row.dead_outputs for row in telemetry),
+        width=experiment.full.width if experiment.full else None,
+        metric=experiment.task.metric.name,
     )
 
 
-def _example_images(experiment: Experiment) -> int:
-    """Images in the example that the network was captured with; FLOP counts are of all of them."""
-    return experiment.sparse.example[0][0].shape[0]
+@dataclass(frozen=True)
+class Ledger:
+    """A run's costs over those of the plain dense one: full width, not extended.
+
+    Attributes:
+        examples: images or sequences in the example that the network was captured with; FLOP counts are of all of them.
+        dense_macs: of a forward pass of the example through the dense network of full width.
+        weights: elements of all weights that have, or at full width would have, a mask.
+        steps: optimizer steps of the run if it were not extended.
+        batch: examples a step.
+        earlier: training FLOPs, over dense, of the run that a lottery ticket's masks come from.
+    """
+
+    examples: int
+    dense_macs: int
+    weights: int
+    steps: float
+    batch: int
+    earlier: float
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Ledger:
+        sparse, config, full = experiment.sparse, experiment.config, experiment.full
+        return cls(
+            examples=sparse.example[0][0].shape[0],
+            dense_macs=full.flops.macs if full else sparse.flops().dense_macs,
+            weights=full.weights if full else sum(mask.numel() for mask in sparse.masks.values()),
+            steps=experiment.total_steps / config.extend,
+            batch=config.batch_size or 1,
+            earlier=training_flops_of(config.masks_from) if config.method == "lottery" and config.masks_from else 0.0,
+        )
+
+    def inference(self, flops: FlopReport) -> float:
+        """A forward pass over the dense one."""
+        return flops.macs / self.dense_macs if self.dense_macs else 1.0
+
+    def training(self, cost: TrainingCost) -> float:
+        """A run over the dense one."""
+        return cost.macs / (3 * self.dense_macs * self.steps) + self.earlier if self.dense_macs else 1.0
+
+    def total(self, cost: TrainingCost) -> float:
+        """FLOPs of all examples of a run."""
+        return self.training(cost) * 6 * self.dense_macs * self.steps / self.examples * self.batch
 
 
-def _of_run(experiment: Experiment, cost: TrainingCost) -> float:
-    """FLOPs of all images of a run."""
-    return cost.flops / _example_images(experiment) * (experiment.config.batch_size or 1)
+def training_flops_of(folder: str) -> float:
+    """The training FLOPs over dense of the finished run in `folder`; 0 where no result lies there."""
+    path = RunFolder(folder).result
+    return Result.from_json(path.read_text()).training_flops if path.exists() else 0.0
 
 
 def before(experiment: Experiment) -> str:
     """What is about to be trained: size, achieved sparsity, FLOPs, length."""
-    sparse, config = experiment.sparse, experiment.config
-    weights = sum(mask.numel() for mask in sparse.masks.values())
-    flops = sparse.flops()
+    sparse, config, ledger = experiment.sparse, experiment.config, Ledger.of(experiment)
+    kept = sum(sparse.target_counts.values() if sparse.method.rewires else sparse.active_counts.values())
     training = planned_cost(sparse, experiment.total_steps)
+    flops = sparse.flops().at(sparse.target_counts) if sparse.method.rewires else sparse.flops()
+    width = f", width {experiment.full.width:g}" if experiment.full else ""
     without = [f"  without a mask: {item.name} ({item.reason})" for item in sparse.uncovered]
-    images = len(experiment.splits.train)
     return "\n".join(
         [
-            f"{config.model} on {config.data} ({images} images), {config.method}, {config.distribution}",
-            f"  {len(sparse.masks)} masked tensors, {weights} weights: "
-            f"sparsity {sparse.sparsity:.6f}, density {1 - sparse.sparsity:.6f}",
-            f"  FLOPs x dense: inference {flops.ratio:.4f}, training {training.ratio:.4f} "
-            f"(planned: {_of_run(experiment, training):.3e} FLOPs)",
-            f"  {experiment.total_steps} steps of {config.batch_size} images on {device_name(experiment.device)}",
+            f"{config.model}{width} on {config.data} ({experiment.task.size}), {config.method}, {config.distribution}",
+            f"  {len(sparse.masks)} masked tensors, {ledger.weights} weights: "
+            f"sparsity {1 - kept / ledger.weights:.6f}, density {kept / ledger.weights:.6f}",
+            f"  FLOPs x dense: inference {ledger.inference(flops):.4f}, training {ledger.training(training):.4f} "
+            f"(planned: {ledger.total(training):.3e} FLOPs)",
+            f"  {experiment.total_steps} steps of {experiment.task.batch} on {device_name(experiment.device)}",
             *without,
         ]
     )
@@ -151,8 +226,8 @@ def after(result: Result) -> str:
     """The final table of one run."""
     share = result.changed_per_rewiring / (result.active_weights or 1)
     rows: list[tuple[str, Any]] = [
-        ("test accuracy", f"{result.test_accuracy:.4f}"),
-        (f"best on {result.watched_split}", f"{result.best_accuracy:.4f} at step {result.best_step}"),
+        (f"test {result.metric}", f"{result.score:.4f}"),
+        (f"best on {result.watched_split}", f"{result.best_score:.4f} at step {result.best_step}"),
         ("density", f"{result.density:.6f}"),
         ("inference FLOPs x dense", f"{result.inference_flops:.4f}"),
         ("training FLOPs x dense", f"{result.training_flops:.4f} ({result.training_flops_total:.3e} FLOPs)"),
@@ -161,6 +236,8 @@ def after(result: Result) -> str:
             "mask changes a rewiring",
             f"{result.changed_per_rewiring:.1f} ({share:.2%} of the active weights)",
         ),
+        ("weights ever active", f"{result.ever_active:.4f}"),
+        ("dead units", f"{result.dead_units}"),
         ("seconds", f"{result.seconds:.1f}"),
     ]
     return tabulate(rows, tablefmt="simple", disable_numparse=True)
@@ -170,7 +247,7 @@ def comparison(results: Sequence[Result]) -> str:
     """One row a run."""
     headers = [
         "method",
-        "test accuracy",
+        "test " + " or ".join(dict.fromkeys(result.metric for result in results)),
         "test loss",
         "density",
         "inference FLOPs x dense",
@@ -180,7 +257,7 @@ def comparison(results: Sequence[Result]) -> str:
     rows = [
         [
             result.method,
-            f"{result.test_accuracy:.4f}",
+            f"{result.score:.4f}",
             f"{result.test_loss:.4f}",
             f"{result.density:.4f}",
             f"{result.inference_flops:.4f}",

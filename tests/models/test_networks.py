@@ -14,6 +14,7 @@ PUBLISHED = [
     ("mobilenet_v1", 4_209_088, 28, 568_740_352),
     ("char_gru", 1_179_648, 5, 16 * 1_179_648),
     ("small_resnet", 77_072, 10, 763_520),
+    ("lenet5", 61_470, 5, 416_520),
 ]
 OURS = [row[0] for row in PUBLISHED]
 

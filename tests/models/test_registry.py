@@ -81,3 +81,21 @@ def test_example_input():
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(ConfigError, match="small_resnet"):
         models.example_input("smal_resnet")
+
+
+def test_dashes_are_underscores_in_names_of_ours():
+    assert models.build("char-gru", width=0.1).embedding.num_embeddings == 256
+    assert models.example_input("small-resnet").shape == (2, 1, 8, 8)
+    assert models.default_width("wide-resnet22-2") == 1
+    assert [models.canonical(name) for name in ("char-gru", "char_gru", "vit-b-16")] == [
+        "char_gru",
+        "char_gru",
+        "vit-b-16",
+    ]
+    with pytest.raises(ConfigError, match="unknown model 'vit-b-16'"):
+        models.build("vit-b-16")
+
+
+def test_which_networks_read_text():
+    assert [name for name in models.names() if models.takes_text(name)] == ["char_gru"]
+    assert models.takes_text("char-gru")

@@ -35,6 +35,17 @@ WRONG = [
     ({"nesterov": True, "momentum": 0.0}, ["nesterov", "momentum"]),
     ({"milestones": (0.5, 0.25)}, ["milestones is 0.5 0.25", "rise"]),
     ({"milestones": (10.5,)}, ["milestones", "whole steps"]),
+    ({"clip_norm": 0}, ["clip_norm is 0.0", "(0, inf)"]),
+    ({"data": "digits", "model": "char-gru"}, ["char_gru takes text", "digits is images"]),
+    ({"data": "text:a", "model": "small_resnet"}, ["small_resnet takes images", "text:a is text"]),
+    ({"data": "text:a", "flip": True}, ["flip is True", "for images"]),
+    ({"data": "text:a", "image_size": 8}, ["image_size is 8", "for images"]),
+    ({"data": "text:a", "validation": 8}, ["validation is 8", "for images"]),
+    ({"sequence_length": 8}, ["sequence_length is 8", "for text"]),
+    ({"data": "text:a", "sequence_length": 0}, ["sequence_length is 0", "[1, inf)"]),
+    ({"data": "text:a", "split": (0.5, 0.5)}, ["split is 0.5 0.5", "1 together"]),
+    ({"data": "text:a", "split": (0.9, 0.2, 0.1)}, ["split is 0.9 0.2 0.1", "1 together"]),
+    ({"data": "text:a", "split": (0.9, 0.1, 0.0)}, ["split is 0.9 0.1 0.0", "only the validation part may be 0"]),
 ]
 
 
@@ -73,9 +84,28 @@ def test_every_data_set_has_everything_filled_in():
         "checkpoint_interval",
         "steps",
     }
+    images = {"sequence_length", "split", "clip_norm"}
     for data in ("digits", "cifar10", "cifar100", "fashion-mnist", "imagefolder:somewhere"):
         config = dataclasses.asdict(TrainConfig(data=data).resolved())
-        assert {name for name, value in config.items() if value is None} == may_be_none
+        assert {name for name, value in config.items() if value is None} == may_be_none | images
+    config = dataclasses.asdict(TrainConfig(data="text:somewhere").resolved())
+    assert {name for name, value in config.items() if value is None} == may_be_none | {"flip", "crop"}
+
+
+def test_the_text_defaults_are_the_papers_where_a_cpu_can_follow():
+    config = TrainConfig(data="text:somewhere").resolved()
+    assert (config.model, config.sparsity, config.batch_size) == ("char_gru", 0.75, 32)
+    assert (config.optimizer, config.lr, config.weight_decay, config.clip_norm) == ("adam", 7e-4, 5e-4, 10)
+    assert (config.update_interval, config.drop_fraction, config.decay) == (100, 0.1, "cosine")
+    assert TrainConfig(data="text:somewhere", flops=0.5).resolved().sparsity is None
+
+
+def test_dashes_and_underscores_name_the_same_network_of_ours():
+    config = TrainConfig(data="text:somewhere", model="char-gru")
+    assert config.model == "char_gru"
+    assert config.changed_by({"model": "char-gru"}) == config
+    with pytest.raises(ConfigError, match="unknown model 'vit-b-16'"):
+        TrainConfig(model="vit-b-16")
 
 
 def test_json_gives_the_same_configuration_back():

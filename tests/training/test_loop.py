@@ -12,7 +12,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fxsparse.core.errors import CheckpointError, ConfigError
-from fxsparse.training import DivergedError, TrainConfig, TrainingInterrupted, checkpoint, objective, train
+from fxsparse.training import DivergedError, TrainConfig, TrainingInterrupted, checkpoint, classification, train
 from fxsparse.training.metrics import read_metrics
 from fxsparse.training.run_folder import RunFolder
 
@@ -111,14 +111,14 @@ def test_the_folder_holds_the_whole_story(rigl_run):
 
 def test_training_records_are_means_over_all_images_since_the_last_one(tmp_path, monkeypatch):
     losses = []
-    real = objective.loss_and_logits
+    real = classification.loss_and_logits
 
     def recorded(output, labels, label_smoothing):
         loss, logits = real(output, labels, label_smoothing)
         losses.append((loss.item(), float((logits.argmax(1) == labels).float().mean())))
         return loss, logits
 
-    monkeypatch.setattr("fxsparse.training.loop.loss_and_logits", recorded)
+    monkeypatch.setattr("fxsparse.training.classification.loss_and_logits", recorded)
     run(dataclasses.replace(TINY, log_interval=8), tmp_path / "run")
     records = [r for r in read_metrics(tmp_path / "run/metrics.jsonl") if r["kind"] == "train"]
     for record, (first, last) in zip(records, [(0, 8), (8, 16), (16, 20)], strict=True):
@@ -208,14 +208,14 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, at_step):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, monkeypatch, bad):
-    steps = []
+    steps, real = [], classification.loss_and_logits
 
     def spoiled(output, labels, label_smoothing):
         steps.append(0)
-        loss, logits = objective.loss_and_logits(output, labels, label_smoothing)
+        loss, logits = real(output, labels, label_smoothing)
         return (loss * bad if len(steps) >= 13 else loss), logits
 
-    monkeypatch.setattr("fxsparse.training.loop.loss_and_logits", spoiled)
+    monkeypatch.setattr("fxsparse.training.classification.loss_and_logits", spoiled)
     config = dataclasses.replace(TINY, log_interval=4, checkpoint_interval=5)
     with pytest.raises(DivergedError, match=r"not? .*finite at step 13; .*step-00000010\.pt"):
         run(config, tmp_path / "run")

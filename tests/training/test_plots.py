@@ -14,7 +14,14 @@ def run_folders(tmp_path):
     for method, density in (("dense", 1.0), ("rigl", 0.1)):
         folder = tmp_path / method
         folder.mkdir()
-        result = {"method": method, "model": "m", "data": "d", "watched_split": "test", "test_accuracy": 0.5}
+        result = {
+            "method": method,
+            "model": "m",
+            "data": "d",
+            "watched_split": "test",
+            "test_accuracy": 0.5,
+            "test_loss": 1.0,
+        }
         result |= {"sparsity": 1 - density, "densities": {"a.weight": density, "b.weight": density / 2}}
         (folder / "result.json").write_text(json.dumps(result))
         lines = [{"kind": "eval", "step": s, "split": "test", "accuracy": s / 10} for s in (1, 5)]

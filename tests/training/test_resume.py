@@ -36,6 +36,17 @@ CONFIGS = {
     "rigl with momentum": SHORT,
     "dropout": dataclasses.replace(SHORT, **DROPOUT, nesterov=True, schedule="cosine"),
     "set with adamw": dataclasses.replace(SHORT, method="set", optimizer="adamw", warmup_steps=9, validation=200),
+    "text": dataclasses.replace(
+        SHORT,
+        model="char_gru",
+        model_options={"width": 0.02},
+        data=f"text:{__file__}",
+        sequence_length=6,
+        optimizer="adam",
+        flip=None,
+        crop=None,
+        clip_norm=0.1,
+    ),
 }
 
 # Every life trains in a process of its own and is killed within its given step, after the optimizer has

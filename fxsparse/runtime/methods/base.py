@@ -1,6 +1,7 @@
 """What a sparse-training method is: what it needs, and how it drops and grows. The rest is shared."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -97,6 +98,7 @@ class Method:
     rewires: ClassVar[bool] = False  # whether masks change at all
     grows: ClassVar[bool] = False  # whether it wakes inactive connections in a rewiring
     replaces_update: ClassVar[bool] = True  # whether, in its own paper, a rewiring takes the weight update's place
+    one_shot: ClassVar[bool] = False  # whether a rewiring that cannot be done has to come later
     needs_masks: ClassVar[bool] = False  # whether the user has to give the masks
     changes_widths: ClassVar[bool] = False  # whether the model itself has to be another one
 
@@ -188,11 +190,12 @@ class Method:
     def quotas(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
         """How many connections to drop and grow at each site: k of both, or as `redistribution` says."""
         dropped = [moment.count(site) for site in sites]
-        if self.redistribution is None:
-            return [Quota(k, k) for k in dropped]
+        shares = None if self.redistribution is None else self._shares(sites, gradients, moment)
+        if shares is None or not any(shares) or not all(math.isfinite(share) for share in shares):
+            return [Quota(k, k) for k in dropped]  # nothing to go by, as before the optimizer's first step
         grown = redistribute(
             sum(dropped),
-            self._shares(sites, gradients, moment),
+            shares,
             [self._room(site, k, moment) for site, k in zip(sites, dropped, strict=True)],
         )
         return [Quota(*pair) for pair in zip(dropped, grown, strict=True)]
@@ -221,6 +224,9 @@ class Method:
         return torch.stack(means).tolist()
 
     # -- what happens between rewirings -------------------------------------------------------------------
+
+    def start_run(self, sites: Sequence[MaskedSite], seed: int) -> None:
+        """Called before the first optimizer step of a run, with the weights that it starts from."""
 
     def observe(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], step: int) -> None:
         """Called before every optimizer step with the dense gradients, if they are needed always."""

@@ -52,6 +52,11 @@ class DeepR(Method):
         return EveryStep(common.interval)
 
     @torch.no_grad()
+    def start_run(self, sites: Sequence[MaskedSite], seed: int) -> None:
+        for site in sites:
+            self._sign(site, seed)
+
+    @torch.no_grad()
     def after_step(self, sites: Sequence[MaskedSite], moment: Moment) -> list[Pattern] | None:
         kept = [self._walk(site, moment) for site in sites]
         left: list[int] = torch.stack([mask.sum() for mask in kept]).tolist()
@@ -68,14 +73,14 @@ class DeepR(Method):
         generator = seeded_generator(moment.seed, "deepr", moment.step, site.name)
         noise = torch.randn(weight.shape, generator=generator).to(weight)
         rate = float(site.group(moment.optimizer)["lr"])
-        moved = deepr_walk(weight, self._sign(site, moment), noise, drift=rate * self.l1, spread=rate * self.noise)
+        moved = deepr_walk(weight, self._sign(site, moment.seed), noise, drift=rate * self.l1, spread=rate * self.noise)
         weight.copy_(torch.where(site.mask, moved, weight))
-        return site.mask & (weight * self._sign(site, moment) >= 0)
+        return site.mask & (weight * self._sign(site, moment.seed) >= 0)
 
-    def _sign(self, site: MaskedSite, moment: Moment) -> Tensor:
+    def _sign(self, site: MaskedSite, seed: int) -> Tensor:
         """1 or -1 for every position: of the active weights at first sight their own, else drawn at random."""
         if site.name not in self._signs:
-            generator = seeded_generator(moment.seed, "sign", site.name)
+            generator = seeded_generator(seed, "sign", site.name)
             drawn = torch.randint(0, 2, site.weight.shape, generator=generator, dtype=torch.int8).to(site.weight.device)
             own = torch.sign(site.weight).to(torch.int8)
             self._signs[site.name] = torch.where(own == 0, 2 * drawn - 1, own)

@@ -53,7 +53,7 @@ class DSR(Method):
     def quotas(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
         below = [(site.mask & (site.weight.abs() < self._threshold)).sum() for site in sites]
         # A layer keeps one connection at least, or nothing would tell where to regrow.
-        dropped = [min(k, site.active - 1) for site, k in zip(sites, torch.stack(below).tolist(), strict=True)]
+        dropped = [min(k, max(site.active - 1, 0)) for site, k in zip(sites, torch.stack(below).tolist(), strict=True)]
         if moment.semantics.regrown == "forbidden":
             dropped = [min(k, site.size - site.active) for site, k in zip(sites, dropped, strict=True)]
         wanted = floor_count(moment.fraction, sum(site.active for site in sites))

@@ -6,6 +6,7 @@ Starts dense; every `interval` steps the smallest weights go, along a cubic sche
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..update_rules import select_across
 from .base import Method, Moment, Pattern, Quota
 
 BEGIN, END = 700 / 87_890, 65_918 / 87_890
-"""The report's first and last pruning step over the length of its run, 250 epochs of 45,000 images in batches of 128."""
+"""The report's first and last pruning step over the length of its run: 250 epochs of 45,000 images, 128 a step."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -48,8 +49,17 @@ class Pruning(Method):
         if self.redistribution is not None:
             raise ConfigError("redistribution: pruning grows nothing; leave it out, or choose scope='global'")
         for name in ("begin", "end"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value)
+                if value < 0 or (value >= 1 and not isinstance(value, Integral)):
+                    raise ConfigError(
+                        f"{name}: {value!r} is neither a whole number of steps nor a share of the run, in [0, 1)"
+                    )
+        if isinstance(self.begin, Integral) and isinstance(self.end, Integral):
+            PruningSchedule(int(self.begin), int(self.end), 1)
+        if self.interval is not None:
+            PruningSchedule(0, 0, self.interval)
 
     def initial_sparsity(self, sparsity: float) -> float:
         return 0.0
@@ -57,10 +67,16 @@ class Pruning(Method):
     def schedule(self, common: UpdateSchedule, total_steps: int) -> Schedule:
         def step(value: float | None, share: float) -> int:
             value = share if value is None else value
-            return round(value * total_steps) if value < 1 else int(value)
+            return min(round(value * total_steps), total_steps - 1) if value < 1 else int(value)
 
         interval = common.interval if self.interval is None else self.interval
-        return PruningSchedule(step(self.begin, BEGIN), step(self.end, END), interval)
+        schedule = PruningSchedule(step(self.begin, BEGIN), step(self.end, END), interval)
+        if schedule.end >= total_steps:
+            raise ConfigError(
+                f"pruning ends at step {schedule.end}, and the run has {total_steps} steps; "
+                "it would not reach its sparsity"
+            )
+        return schedule
 
     def planned_counts(
         self, sizes: Mapping[str, int], targets: Mapping[str, int], schedule: Schedule, total_steps: int

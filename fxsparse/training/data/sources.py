@@ -12,6 +12,7 @@ from fxsparse.training.data.facts import CIFAR10, CIFAR100
 from fxsparse.training.data.fashion_mnist import read_fashion_mnist
 from fxsparse.training.data.image_folder import FolderSet, find_images, sampled_statistics
 from fxsparse.training.data.image_set import ImageSet, channel_statistics, stratified_split
+from fxsparse.training.data.text import PREFIX as TEXT_PREFIX
 from fxsparse.training.data.torchvision_cifar import read_or_download
 
 FOLDER_PREFIX = "imagefolder:"
@@ -37,8 +38,9 @@ class Splits:
 
 
 def names() -> list[str]:
-    """What `load` takes; PATH stands for a folder with `train` and `val` (or `test`) inside."""
-    return [*_READERS, f"{FOLDER_PREFIX}PATH"]
+    """What there is: image sets, for `load`, PATH a folder with `train` and `val` (or `test`) inside; and texts,
+    for `load_text`, PATH a file."""
+    return [*_READERS, f"{FOLDER_PREFIX}PATH", f"{TEXT_PREFIX}PATH"]
 
 
 def load(

@@ -20,7 +20,7 @@ from fxsparse.training.data.facts import Facts
 
 
 def test_names():
-    assert names() == ["digits", "cifar10", "cifar100", "fashion-mnist", "imagefolder:PATH"]
+    assert names() == ["digits", "cifar10", "cifar100", "fashion-mnist", "imagefolder:PATH", "text:PATH"]
 
 
 @pytest.mark.parametrize(

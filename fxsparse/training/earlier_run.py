@@ -1,0 +1,101 @@
+"""What a run may take from another one: its weights, its masks, its densities.
+
+A lottery ticket takes a pruning run's masks and the weights that it began with; RigL may start from a static
+solution (the RigL paper, Figure 6), or afresh with another run's final masks or densities (the reproducibility
+report, last group of Table 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxsparse.core.errors import CheckpointError, ConfigError
+from fxsparse.training import checkpoint
+from fxsparse.training.config import TrainConfig
+from fxsparse.training.run_folder import RunFolder
+
+
+def given_masks(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of `sparsify` that say which masks to begin with, from `masks_from` or `densities_from`."""
+    if config.masks_from is not None:
+        return {"masks": masks_in(read_state(config.masks_from, None))}
+    if config.densities_from is not None:
+        masks = masks_in(read_state(config.densities_from, None))
+        return {"distribution": {name: 1.0 - float(mask.double().mean()) for name, mask in masks.items()}}
+    return {}
+
+
+def given_weights(config: TrainConfig) -> dict[str, Tensor] | None:
+    """The parameters and buffers to begin with, by name and without masks; None for freshly initialised ones."""
+    source, step = config.weights_from, config.rewind
+    if source is None and config.method == "lottery":
+        source, step = config.masks_from, step or 0
+    if source is None:
+        return None
+    state = read_state(source, step)
+    masks = {f"{name}_mask" for name in masks_in(state)}
+    return {name: value for name, value in state.items() if name not in masks}
+
+
+def load_weights(sparse: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Loads `weights` into a sparse module and leaves its masks; `ConfigError` where they belong to another network."""
+    own = {name: value.shape for name, value in sparse.state_dict().items()}
+    wrong = [name for name, value in weights.items() if own.get(name) != value.shape]
+    if wrong:
+        here = tuple(own[wrong[0]]) if wrong[0] in own else "missing"
+        raise ConfigError(
+            f"the weights of {source} do not fit this network: {wrong[0]} is {tuple(weights[wrong[0]].shape)} there "
+            f"and {here} here; take the same model and model_options"
+        )
+    missing = [name for name in own if name not in weights and not name.endswith("_mask")]
+    if missing:
+        raise ConfigError(f"the weights of {source} lack {missing[0]}; take the same model and model_options")
+    sparse.load_state_dict(weights, strict=False)
+
+
+def read_state(source: str, step: int | None) -> dict[str, Tensor]:
+    """The state dict of the run in a folder (or of one checkpoint file), at `step` or, if that is None, at its end.
+
+    Raises:
+        CheckpointError: there is no such checkpoint; names what there is.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = _in_folder(RunFolder(path), step)
+    elif step is not None and checkpoint.load(path)["step"] != step:
+        raise ConfigError(f"{path} is one checkpoint and not of step {step}; give its run folder, or leave rewind out")
+    return checkpoint.load(path)["model"]
+
+
+def _in_folder(folder: RunFolder, step: int | None) -> Path:
+    found = folder.checkpoints()
+    if step is None:
+        if not found:
+            raise CheckpointError(f"{folder.path} holds no checkpoint; let its run finish first")
+        if not folder.result.exists():
+            raise CheckpointError(
+                f"the run in {folder.path} has not finished; go on with fxsparse train --resume {folder.path}"
+            )
+        return found[-1]
+    path = folder.saved(step)
+    if path is None:
+        steps = ", ".join(str(each) for each in folder.saved_steps()) or "none"
+        raise CheckpointError(
+            f"{folder.path} did not keep step {step} (kept: {steps}); train it with --keep-steps {step}"
+        )
+    return path
+
+
+def masks_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks in a sparse module's state dict, by the weight's name."""
+    return {
+        name: state[f"{name}_mask"]
+        for name, value in state.items()
+        if f"{name}_mask" in state and state[f"{name}_mask"].dtype == torch.bool
+        if state[f"{name}_mask"].shape == value.shape
+    }
