@@ -106,8 +106,10 @@ def sparsify(
     semantics = make_semantics(semantics)
     if granularity != "weight":
         raise ConfigError(f"granularity: {granularity!r} is not one of weight")
-    if sum(given is not None for given in (sparsity, flops, masks)) > 1:
-        raise ConfigError("sparsity, flops and masks: give one of them, not more")
+    if sparsity is not None and flops is not None:
+        raise ConfigError("sparsity and flops: give one of the two, not both")
+    if masks is not None and (sparsity is not None or flops is not None):
+        raise ConfigError("masks bring their own densities; leave sparsity and flops out")
     if method.needs_masks and masks is None:
         raise ConfigError(f"method {method.name} needs masks=, those that a pruning run ended with")
     if masks is not None and method.initial_sparsity(0.5) != 0.5:

@@ -38,7 +38,7 @@ digits.yaml:
   distributions: [uniform, erk]
   seeds: [0, 1, 2]
 
-exit codes: 0 complete, 1 a run failed, 2 wrong use, 3 stopped by --limit-minutes, 130 Ctrl-C
+exit codes: 0 complete, 1 a run failed, 2 wrong use, 3 stopped before the end, 130 Ctrl-C
 """
 
 
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"fxsparse: {failed} of {len(runs)} runs failed; see {target}", file=sys.stderr)
         return RUN_FAILED
-    return 0
+    return 0 if arguments.table_only or all(state.word == FINISHED for state in states.values()) else UNFINISHED
 
 
 def _train(

@@ -81,10 +81,16 @@ class MaskedSite:
         return next(group for group in optimizer.param_groups if any(p is weight for p in group["params"]))
 
     @torch.no_grad()
-    def mask_gradient_(self) -> None:
-        """Turns a dense gradient into what an ordinary step needs."""
-        if self.weight.grad is not None:
-            self.weight.grad.mul_(self.mask)
+    def mask_gradient_(self, only_infinite: bool = False) -> None:
+        """Turns a dense gradient into what an ordinary step needs.
+
+        With `only_infinite` it stays dense but for what is infinite or NaN at inactive positions: one such number
+        would stay in the optimizer's buffers for good.
+        """
+        gradient = self.weight.grad
+        if gradient is not None:
+            away = ~(self.mask | torch.isfinite(gradient)) if only_infinite else ~self.mask
+            gradient.masked_fill_(away, 0)
 
     @torch.no_grad()
     def apply_mask_(self) -> None:

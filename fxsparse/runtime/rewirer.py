@@ -218,9 +218,9 @@ class Rewirer:
         if self._rewired_now:
             self._stashed = [None if g is None else g.clone() for g in self._gradients(self._sites)]
         dense = always or (self._rewired_now and self.method.dense_gradient is Need.UPDATES)
-        if dense and not self.method.feeds_optimizer:
+        if dense:
             for site in self._sites:
-                site.mask_gradient_()
+                site.mask_gradient_(only_infinite=self.method.feeds_optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if self._scaler_skips:
@@ -281,7 +281,9 @@ class Rewirer:
             self._skip(moment, "no site had a gradient" if pairs else "every site is dense")
             return
         sites, given = [site for site, _ in ready], [gradient for _, gradient in ready]
-        self._take_over(sites, self.method.new_patterns(sites, given, moment), given, moment)
+        patterns = self.method.new_patterns(sites, given, moment)
+        if patterns:
+            self._take_over(sites, patterns, given, moment)
 
     def _take_over(
         self, sites: list[MaskedSite], patterns: list[Pattern], gradients: list[Tensor | None], moment: Moment

@@ -113,7 +113,7 @@ def make_semantics(given: "str | Semantics | Mapping[str, Any]") -> Semantics:
                     f"semantics: there is no choice {name!r}; there are {', '.join(CHOICES)}{nearest(name, CHOICES)}"
                 )
         return dataclasses.replace(preset, **changes)
-    if given not in PRESETS:
+    if not isinstance(given, str) or given not in PRESETS:
         raise ConfigError(f"semantics: {given!r} is not one of {', '.join(PRESETS)}{nearest(str(given), PRESETS)}")
     return PRESETS[given]
 

@@ -15,7 +15,7 @@ def select(score: Tensor, candidates: Tensor, count: int, *, largest: bool) -> T
     """Exactly `count` of the candidates with the largest (or smallest) scores.
 
     Args:
-        score: any shape, floating point, no NaN among the candidates.
+        score: any shape, floating point; NaN is selected last.
         candidates: bool, the same shape; at least `count` of them True.
         count: number of positions to select.
         largest: True selects the largest scores, and among equal ones the lowest flat indices; False the
@@ -29,7 +29,7 @@ def select(score: Tensor, candidates: Tensor, count: int, *, largest: bool) -> T
     flat = score.reshape(-1)
     eligible = candidates.reshape(-1)
     outside = float("-inf") if largest else float("inf")
-    flat = torch.where(eligible, flat, outside)
+    flat = torch.where(eligible & ~flat.isnan(), flat, outside)
     best = torch.topk(flat, count, largest=largest, sorted=False).values
     threshold = best.amin() if largest else best.amax()
     beyond = eligible & (flat > threshold if largest else flat < threshold)

@@ -61,7 +61,7 @@ def execute(
         DataError: a data set is missing or damaged.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when everything is saved.
     """
-    ledger = _Ledger(runs, read_states(runs), jobs, say)
+    ledger = _Ledger(runs, read_states(runs), say)
     with stopped_after(limit_minutes) as limit:
         try:
             if jobs == 1:
@@ -88,8 +88,8 @@ class _Job:
 class _Ledger:
     """Which runs are done, which can start, and the line that each gets."""
 
-    def __init__(self, runs: Sequence[PlannedRun], states: States, jobs: int, say: Callable[[str], None]):
-        self.runs, self.states, self.jobs, self.say = runs, states, jobs, say
+    def __init__(self, runs: Sequence[PlannedRun], states: States, say: Callable[[str], None]):
+        self.runs, self.states, self.say = runs, states, say
         self.open = [run for run in runs if states[run.folder].word not in (FINISHED, DIVERGED)]
         self.tried: set[Path] = set()  # in this call
         self.trained_here = 0
@@ -121,8 +121,8 @@ class _Ledger:
             outcome = f"{describe_score(state)}, {time.monotonic() - began:.0f} s{self._left()}"
         else:
             outcome = f"{state.word}: {state.error}"
-        closed = sum(self.states[each.folder].word == FINISHED or each.folder in self.tried for each in self.runs)
-        self.say(f"[{closed}/{len(self.runs)}] {run.name}: {outcome}")
+        settled = {folder for folder, each in self.states.items() if each.word in (FINISHED, DIVERGED)}
+        self.say(f"[{len(settled | self.tried)}/{len(self.runs)}] {run.name}: {outcome}")
 
     def _is_lost(self, folder: Path) -> bool:
         word = self.states[folder].word

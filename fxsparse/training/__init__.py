@@ -5,8 +5,7 @@
 
 `config` names every option, `experiment` builds what it asks for, `loop` trains; what differs between images
 (`classification`) and texts (`next_character`) is a `task`. `run_folder`, `checkpoint` and `metrics` keep what
-must not get lost, `summary` and `plots` show it. One's own loop needs none of this:
-see `fxsparse.sparsify`.
+must not get lost, `summary` and `plots` show it. One's own loop needs none of this: see `fxsparse.sparsify`.
 """
 
 from fxsparse.training.config import TrainConfig

@@ -118,9 +118,9 @@ def build(config: TrainConfig) -> Experiment:
     total_steps = round(config.extend * length)
 
     random_state.seed_everything(config.seed)
-    full = narrow(task, config) if config.method == "small-dense" else None
+    full = full_size(task, config) if config.method == "small-dense" else None
     random_state.seed_everything(config.seed)
-    model = task.model()
+    model = task.model(width=full.width) if full else task.model()
     sparse = sparsify(model, task.example(model), config).to(device)
     weights = given_weights(config)
     if weights is not None:
@@ -167,25 +167,17 @@ def _stretched(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def narrow(task: Task, config: TrainConfig) -> FullSize:
-    """Makes `task` build the narrower network that has as many parameters as the sparse one would."""
+def full_size(task: Task, config: TrainConfig) -> FullSize:
+    """The task's network, and the width at which it has as many parameters as it would have sparse."""
     assert config.model is not None
     has_width(config.model)
     model = task.model()
     example = task.example(model)
     goal = {name: getattr(config, name) for name in GOAL_OPTIONS}
-    given = dict(config.model_options)
-    base = given.pop("width", models.default_width(config.model))
-
-    def build(width: float) -> nn.Module:
-        task.config = dataclasses.replace(config, model_options={**given, "width": width})
-        return task.model()
-
-    width = matching_width(build, base, sparse_parameters(model, example, goal))
-    build(width)
-    report = fxsparse.count_flops(model, example)
+    base = config.model_options.get("width", models.default_width(config.model))
+    width = matching_width(lambda width: task.model(width=width), base, sparse_parameters(model, example, goal))
     dense = fxsparse.sparsify(model, example, "dense", verify=False)
-    return FullSize(report, sum(site.numel for site in dense.sites), width)
+    return FullSize(fxsparse.count_flops(model, example), sum(site.numel for site in dense.sites), width)
 
 
 def make_optimizer(parameters: Any, config: TrainConfig) -> torch.optim.Optimizer:

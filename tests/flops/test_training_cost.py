@@ -151,3 +151,121 @@ def test_exact_backward_of_a_masked_factor():
     assert cost.dense == 2 * 72 + (72 + 72) + 72
     assert cost.sparse == 5 * 36
     assert cost.dense_gradient == 2 * 36 + 36 + 2 * 72
+
+
+# -- the methods whose masks are not the same all along ------------------------------------------------------------
+
+
+def conv_and_linear():
+    """A convolution of 36 weights, used at 16 positions each, and a linear of 320 weights, used once."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.Flatten(), nn.Linear(64, 5, bias=False))
+
+
+REUSE = {"0.weight": 16, "2.weight": 1}
+DENSE = 36 * 16 + 320
+
+
+def run(method, steps, total_steps=60, **options):
+    """The module and its rewirer after `steps` steps, and the forward MACs at the masks that each of them had."""
+    sparse = fxsparse.sparsify(
+        conv_and_linear(), torch.randn(1, 1, 6, 6), method, sparsity=0.5, distribution={"*": 0.5}, update_interval=5,
+        drop_fraction=0.1, verify=False, **options,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(sparse.parameters(), lr=0.05, momentum=0.9)
+    rewirer = sparse.attach(optimizer, total_steps)
+    macs = []
+    for _ in range(steps):
+        macs.append(sum(int(mask.sum()) * REUSE[name] for name, mask in sparse.masks.items()))
+        sparse(torch.randn(4, 1, 6, 6)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return sparse, rewirer, macs
+
+
+def test_pruning_costs_three_times_the_expected_forward_pass():
+    begin, end, interval, total = 10, 40, 7, 60
+    sparse, rewirer, macs = run("pruning", total, begin=begin, end=end, interval=interval)
+    # By the rule: of n weights half go, floor(n / 2 (1 - (1 - p)^3)) of them after each pruning.
+    expected, gone = [], {"0.weight": 0, "2.weight": 0}
+    for t in range(total):
+        expected.append(
+            sum(reuse * (n - gone[name]) for (name, reuse), n in zip(REUSE.items(), (36, 320), strict=True))
+        )
+        if t == end or (begin <= t < end and (t - begin) % interval == 0):
+            share = 1 - (1 - (t - begin) / (end - begin)) ** 3
+            gone = {"0.weight": int(18 * share + 1e-9), "2.weight": int(160 * share + 1e-9)}
+    assert macs == expected
+    fresh = fxsparse.sparsify(
+        conv_and_linear(), torch.randn(1, 1, 6, 6), "pruning", sparsity=0.5, distribution={"*": 0.5},
+        begin=begin, end=end, interval=interval,
+    )  # fmt: skip
+    planned, realised = planned_cost(fresh, total), realised_cost(sparse, rewirer)
+    assert planned.macs == realised.macs == 3 * sum(expected)
+    assert planned.dense_macs == realised.dense_macs == 3 * total * DENSE
+    assert planned.dense_gradient_steps == 0
+    assert planned.ratio == pytest.approx(average_step("pruning", sum(expected) / total, DENSE) / (3 * DENSE))
+
+
+@pytest.mark.parametrize("stop", [23, 60])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("pruning", {"scope": "global"}), ("snip", {"batches": 3}), ("snip", {"batches": 3, "scope": "global"}),
+        ("deepr", {"noise": 1.0}), ("set", {"redistribution": "gradient"}), ("dsr", {"threshold": 0.05}),
+    ],
+)  # fmt: skip
+def test_without_dense_gradients_a_run_costs_three_times_its_forward_passes(method, options, stop):
+    sparse, rewirer, macs = run(method, stop, **options)
+    assert realised_cost(sparse, rewirer).macs == 3 * sum(macs)
+    if method in ("set", "dsr"):
+        assert len(set(macs)) > 2  # connections have moved to where they cost more, or less
+    else:
+        assert (macs[0] == DENSE) == (method != "deepr")
+
+
+def test_snfs_costs_two_forward_passes_and_a_dense_one():
+    sparse, rewirer, macs = run("snfs", 60)
+    cost = realised_cost(sparse, rewirer)
+    assert (cost.steps, cost.dense_gradient_steps) == (60, 60)
+    assert cost.macs == sum(2 * each + DENSE for each in macs)
+    assert len(set(macs)) > 2
+    fresh = planned_cost(run("snfs", 0)[0], 60)
+    assert fresh.macs == 60 * (2 * DENSE // 2 + DENSE)  # the plan holds the allocated densities
+
+
+def test_rigl_with_redistribution_by_its_history():
+    sparse, rewirer, macs = run("rigl-sg", 60)
+    cost = realised_cost(sparse, rewirer)
+    updates = [5, 10, 15, 20, 25, 30, 35, 40]
+    assert cost.dense_gradient_steps == len(updates)
+    assert len(set(macs)) > 2
+    by_step = sum(2 * each + DENSE if t in updates else 3 * each for t, each in enumerate(macs))
+    assert cost.macs == pytest.approx(by_step, rel=0.01)  # which steps they were, the ledger does not look
+
+
+def test_snip_and_deepr_as_planned():
+    snip = planned_cost(run("snip", 0, batches=3)[0], 60)
+    assert snip.macs == 3 * (3 * DENSE + 57 * DENSE // 2)
+    assert snip.dense_gradient_steps == 0
+    assert realised_cost(*run("snip", 60, batches=3)[:2]).macs == snip.macs
+    deepr = planned_cost(run("deepr", 0)[0], 60)
+    assert deepr.macs == 60 * 3 * DENSE // 2
+
+
+@pytest.mark.parametrize(("semantics", "updates"), [("paper", 8), ("rigl-tf", 10), ("report", 9)])
+def test_the_planned_update_steps_are_those_that_are_made(semantics, updates):
+    # t_end = 45: 5, ..., 40; 0, ..., 45; 4, ..., 44.
+    choices = {"preset": semantics, "initial_masks": "exact"}
+    sparse, rewirer, _ = run("rigl", 60, semantics=choices)
+    assert planned_cost(sparse, 60) == realised_cost(sparse, rewirer)
+    assert realised_cost(sparse, rewirer).dense_gradient_steps == updates
+
+
+def test_every_method_is_in_the_table():
+    for method in fxsparse.methods():
+        assert average_step(method, 30, 100) > 0
+    for method in ("rigl-sg", "rigl-sm"):
+        assert average_step(method, 20, 100, update_interval=9) == pytest.approx((27 * 20 + 40 + 100) / 10)
+    for method in ("dsr", "deepr", "snip", "lottery"):
+        assert average_step(method, 20, 100) == 60

@@ -1,6 +1,6 @@
-"""Run by test_ddp.py under torchrun: trains one rank and saves what it ends with.
+"""Run by test_ddp.py, once a rank: trains every method on two networks and saves what each ends with.
 
-torchrun --nproc-per-node=2 ddp_worker.py OUT METHOD NET
+python ddp_worker.py FOLDER RANK WORLD
 """
 
 import sys
@@ -13,12 +13,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fxsparse
 
-STEPS = 300
+STEPS = 36
 BATCH = 8  # of the joined batch
+METHODS = {
+    "static": ("static", {}),
+    "set": ("set", {}),
+    "set by momentum": ("set", {"redistribution": "momentum"}),
+    "rigl": ("rigl", {}),
+    "rigl by magnitude": ("rigl", {"semantics": {"gradient": "magnitude"}}),
+    "rigl, weights first": ("rigl", {"semantics": {"weight_update": "first"}}),
+    "rigl-sg": ("rigl-sg", {}),
+    "rigl-sm": ("rigl-sm", {}),
+    "snfs": ("snfs", {}),
+    "snfs by the optimizer": ("snfs", {"momentum": "optimizer"}),
+    "dsr": ("dsr", {"threshold": 0.05}),
+    "deepr": ("deepr", {"noise": 0.5, "l1": 0.1}),
+    "pruning": ("pruning", {}),
+    "pruning globally": ("pruning", {"scope": "global"}),
+    "snip": ("snip", {"batches": 3}),
+}
 
 
 class Linears(nn.Module):
-    """Linear in its weights, so that with dyadic data every sum is exact in float64, whatever its order."""
+    """Linear in its weights, so that with dyadic data every gradient is exact in float64, in any order."""
 
     def __init__(self):
         super().__init__()
@@ -38,40 +55,45 @@ class Convolutional(nn.Module):
         self.head = nn.Linear(8 * 4 * 4, 3)
 
     def forward(self, x):
-        return self.head(self.features(x).flatten(1)).square().mean(1)
+        return self.head(self.features(x).flatten(1)).tanh().mean(1)
 
 
-def main(out: str, method: str, net: str) -> None:
-    torch.set_num_threads(1)
-    rank, world = 0, 1
-    if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
-        rank, world = dist.get_rank(), dist.get_world_size()
+NETS = {"linears": Linears, "convolutional": Convolutional}
+
+
+def train(case: str, net: str, rank: int = 0, world: int = 1) -> dict:
+    """What a rank ends with; one process alone goes through the halves of the joined batch one after the other."""
+    method, options = METHODS[case]
     torch.manual_seed(7)
-    model = {"linears": Linears, "convolutional": Convolutional}[net]()
+    model = NETS[net]()
     dtype = next(model.parameters()).dtype
-    if net == "linears":
-        for parameter in model.parameters():
-            parameter.data = torch.randint(-64, 65, parameter.shape).to(dtype)
-    sparse = fxsparse.sparsify(model, torch.zeros(2, 2, 8, 8, dtype=dtype), method, sparsity=0.75, update_interval=10)
-    optimizer = torch.optim.SGD(sparse.parameters(), lr=0.25 if net == "linears" else 0.05)
+    sparse = fxsparse.sparsify(
+        model, torch.zeros(2, 2, 8, 8, dtype=dtype), method, sparsity=0.75, update_interval=4, verify=False, **options
+    )
+    optimizer = torch.optim.SGD(sparse.parameters(), lr=0.05, momentum=0.9)
     rewirer = sparse.attach(optimizer, total_steps=STEPS)
-    parallel = DistributedDataParallel(sparse) if world > 1 else sparse
+    # Were the masks broadcast, a rank that disagrees would be put right before anybody could see it.
+    parallel = DistributedDataParallel(sparse, broadcast_buffers=net != "linears") if world > 1 else sparse
     generator = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         joined = torch.randint(-4, 5, (BATCH, 2, 8, 8), generator=generator).to(dtype)
         factors = torch.randint(-4, 5, (BATCH,), generator=generator).to(dtype)
-        rows = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
         optimizer.zero_grad()
-        (parallel(joined[rows]) * factors[rows]).mean().backward()
+        for part in [rank] if world > 1 else range(2):
+            rows = slice(part * BATCH // 2, (part + 1) * BATCH // 2)
+            loss = (parallel(joined[rows]) * factors[rows]).mean() * world / 2
+            loss.backward()
         optimizer.step()
-    changed = sum(sum(record.changed.values()) for record in rewirer.history)
-    torch.save(
-        {"state": sparse.state_dict(), "changed": changed, "updates": len(rewirer.history)}, Path(out) / f"{rank}.pt"
-    )
-    if world > 1:
-        dist.destroy_process_group()
+    state = {key: value for key, value in sparse.state_dict().items() if "running" not in key and "num_b" not in key}
+    return {"module": state, "rewirer": rewirer.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def main(folder: str, rank: int, world: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.save({(case, net): train(case, net, rank, world) for case in METHODS for net in NETS}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(str(Path(sys.argv[1]).resolve()), int(sys.argv[2]), int(sys.argv[3]))

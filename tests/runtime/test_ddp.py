@@ -1,7 +1,9 @@
-"""Two gloo processes under torchrun: the same masks on both ranks, and those of one process on the joined batch."""
+"""Two gloo processes: the same bits on both ranks, and those of one process on the joined batch, for every method."""
 
+import importlib.util
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,38 +11,59 @@ import torch
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 
-
-def run(out, processes, method, net):
-    out.mkdir()
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    )
-    command = [sys.executable, *launcher, str(WORKER), str(out), method, net]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return [torch.load(out / f"{rank}.pt") for rank in range(processes)]
+_spec = importlib.util.spec_from_file_location("ddp_worker", WORKER)
+worker = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(worker)
 
 
-def assert_identical(a, b):
-    assert a["changed"] == b["changed"] > 0
-    assert a["updates"] == b["updates"] == 22  # steps 10, 20, ..., 220, before t_end = 225
-    assert list(a["state"]) == list(b["state"])
-    for key, value in a["state"].items():
-        assert torch.equal(value, b["state"][key]), key
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What both ranks end with: (method, network) -> states."""
+    folder = tmp_path_factory.mktemp("ddp")
+    logs = [open(folder / f"{rank}.log", "w+") for rank in range(2)]  # noqa: SIM115
+    processes = [
+        subprocess.Popen([sys.executable, str(WORKER), str(folder), str(rank), "2"], stdout=log, stderr=log)
+        for rank, log in enumerate(logs)
+    ]
+    codes = [process.wait(timeout=300) for process in processes]
+    for log in logs:
+        log.seek(0)
+    assert codes == [0, 0], [log.read()[-3000:] for log in logs]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("method", ["rigl", "set"])
-def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path, method):
-    first, second = run(tmp_path / "two", 2, method, "linears")
-    assert_identical(first, second)
-    (alone,) = run(tmp_path / "one", 1, method, "linears")
-    assert_identical(first, alone)
+def assert_same(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    else:
+        assert a == b, path
 
 
-def test_two_ranks_of_an_ordinary_network_agree_bit_for_bit(tmp_path):
-    first, second = run(tmp_path / "two", 2, "rigl", "convolutional")
-    for state in (first["state"], second["state"]):
-        for key in list(state):
-            if "running" in key or "num_batches" in key:
-                del state[key]  # BatchNorm's statistics are of each rank's own half of the batch
-    assert_identical(first, second)
+def assert_rewired(result, case):
+    history = result["rewirer"]["history"]
+    changed = sum(sum(record["changed"].values()) for record in history)
+    assert result["rewirer"]["step_count"] == worker.STEPS
+    assert (len(history) > 0) == (case != "static")
+    assert (changed > 0) == (worker.METHODS[case][0] not in ("static", "pruning", "snip"))
+
+
+@pytest.mark.parametrize("case", worker.METHODS)
+def test_two_ranks_equal_one_process_on_the_joined_batch(ranks, case):
+    first, second = (rank[case, "linears"] for rank in ranks)
+    assert_same(first, second)
+    assert_rewired(first, case)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", worker.fxsparse.FxSparseWarning)
+        assert_same(first, worker.train(case, "linears"))
+
+
+@pytest.mark.parametrize("case", worker.METHODS)
+def test_two_ranks_of_an_ordinary_network_agree_bit_for_bit(ranks, case):
+    first, second = (rank[case, "convolutional"] for rank in ranks)
+    assert_same(first, second)
+    assert_rewired(first, case)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxsparse import rigl_update, set_update
-from fxsparse.runtime.update_rules import select
+from fxsparse.runtime.update_rules import select, select_across
 
 
 def test_rigl_by_hand():
@@ -110,3 +110,25 @@ def test_any_shape_and_memory_layout_gives_the_same_positions(shape):
     assert torch.equal(select(strided, eligible, 9, largest=True), straight)
     assert int(straight.sum()) == 9
     assert score[straight].min() >= score[eligible & ~straight].max()
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_nan_is_selected_last_and_the_count_is_exact(largest):
+    nan, inf = float("nan"), float("inf")
+    score = torch.tensor([nan, 3.0, nan, 1.0, inf, 2.0])
+    eligible = torch.tensor([1, 1, 1, 1, 0, 1]).bool()
+    for count in range(6):
+        chosen = select(score, eligible, count, largest=largest)
+        assert int(chosen.sum()) == count
+        assert not (chosen & ~eligible).any()
+        assert int(chosen[[0, 2]].sum()) == max(count - 3, 0)
+
+
+def test_a_ranking_over_several_tensors_by_hand():
+    scores = [torch.tensor([3.0, 1.0, 2.0]), torch.tensor([[2.0, 5.0], [0.5, 9.0]])]
+    candidates = [torch.tensor([1, 1, 1]).bool(), torch.tensor([[1, 1], [1, 0]]).bool()]
+    first, second = select_across(scores, candidates, 3)  # 5, 3, and of the two 2s the earlier tensor's
+    assert first.tolist() == [True, False, True]
+    assert second.tolist() == [[False, True], [False, False]]
+    first, second = select_across(scores, candidates, 6)
+    assert first.all() and second.tolist() == [[True, True], [True, False]]

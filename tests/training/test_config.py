@@ -6,6 +6,7 @@ import pytest
 
 import fxsparse
 from fxsparse.core.errors import ConfigError
+from fxsparse.runtime.methods import METHODS
 from fxsparse.training import TrainConfig
 from fxsparse.training.config import config_options
 
@@ -83,6 +84,11 @@ def test_every_data_set_has_everything_filled_in():
         "eval_interval",
         "checkpoint_interval",
         "steps",
+        "redistribution",
+        "weights_from",
+        "masks_from",
+        "densities_from",
+        "rewind",
     }
     images = {"sequence_length", "split", "clip_norm"}
     for data in ("digits", "cifar10", "cifar100", "fashion-mnist", "imagefolder:somewhere"):
@@ -148,9 +154,13 @@ def test_a_resumed_run_may_change_only_what_the_result_does_not_depend_on():
 
 
 def test_a_new_method_needs_no_change_here(monkeypatch):
-    monkeypatch.setattr(fxsparse, "methods", lambda: ["dense", "newcomer"])
+    class Newcomer(fxsparse.Method):
+        name = "newcomer"
+
+    monkeypatch.setitem(METHODS, "newcomer", Newcomer)
+    monkeypatch.delitem(METHODS, "rigl")
     assert TrainConfig(method="newcomer").method == "newcomer"
-    with pytest.raises(ConfigError, match="dense, newcomer"):
+    with pytest.raises(ConfigError, match=r"unknown method 'rigl'.*, newcomer"):
         TrainConfig(method="rigl")
 
 

@@ -40,7 +40,7 @@ def make_method(method: str | Method, defaults: str = "paper", **options: Any) -
         if options:
             raise ConfigError(f"{next(iter(options))}: give it to {type(method).__name__}(...), which was made already")
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"method: {method!r} is not one of {', '.join(METHODS)}{nearest(str(method), METHODS)}")
     known = method_options(method)
     for option in options:

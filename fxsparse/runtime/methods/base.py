@@ -158,7 +158,7 @@ class Method:
     def new_patterns(
         self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment
     ) -> list[Pattern]:
-        """The new mask of every site.
+        """The new mask of every site, in their order; none at all to leave them for now.
 
         Args:
             gradients: of each site: dense if the method asked for it, else of the active weights; finite. None for a

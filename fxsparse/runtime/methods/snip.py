@@ -70,7 +70,7 @@ class SNIP(Method):
             assert gradient is not None, "the runtime skips sites without a gradient"
             self._sums[site.name] = self._sums.get(site.name, torch.zeros_like(gradient)).to(gradient.device) + gradient
         if moment.fraction == 0.0:  # more batches are to come
-            return [Pattern(site.mask, site.active, site.mask) for site in sites]
+            return []
         scores = [snip_score(site.weight, self._sums.pop(site.name)) for site in sites]
         if self.scope == "global":
             return patterns_across(sites, scores, sum(site.target for site in sites))

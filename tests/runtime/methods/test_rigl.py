@@ -102,3 +102,12 @@ def test_the_variants_are_rigl_with_an_option(bench):
 
     assert masks("rigl-sg") == masks("rigl", redistribution="gradient") != masks("rigl")
     assert masks("rigl-sm") == masks("rigl", redistribution="momentum") != masks("rigl")
+
+
+def test_an_infinite_momentum_moves_nothing_between_layers(bench):
+    weights, masks = [[float(i) for i in range(1, 9)] + [0.0] * 8] * 2, [[1] * 8 + [0] * 8] * 2
+    run = bench(weights, masks, "rigl-sm", **MOMENTUM)
+    run.step([1.0] * 16, [3.0] * 16)
+    run.optimizer.state[run.sparse.get_parameter(run.names[0])]["momentum_buffer"][0, 7] = float("inf")
+    run.step([1.0] * 16, [3.0] * 16)
+    assert run.counts == [8, 8]

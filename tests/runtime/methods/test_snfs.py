@@ -1,4 +1,4 @@
-"""Sparse momentum by hand: the average, growth by it, redistribution by it, and the optimizer's buffers in its place."""
+"""Sparse momentum by hand: the average, growth and redistribution by it, and the optimizer's buffers in its place."""
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_adams_buffers(bench):
         update_interval=8,
     )
     for t in range(9):
-        run.step([1.0, 1.0, 100.0 if t == 0 else 0.0, 1.0])
+        run.step([1.0, 0.0, 100.0 if t == 0 else 0.0, 1.0])
     first, second = run.buffer("exp_avg"), run.buffer("exp_avg_sq")
     assert first[2] == pytest.approx(10 * 0.9**7) and first[3] == pytest.approx(1 - 0.9**8)
     assert first[2] > first[3] and first[2] / second[2] ** 0.5 < first[3] / second[3] ** 0.5
@@ -128,3 +128,14 @@ def test_under_a_grad_scaler_the_average_is_of_the_true_gradients(bench, fused):
     assert run.rewirer.step_count == 2
     assert scaler.get_scale() == 512.0
     assert average(run) == pytest.approx([0, 0, 1.9, 0.19])
+
+
+def test_an_infinite_gradient_of_an_inactive_weight_does_not_stay_in_the_optimizer(bench):
+    run = bench([[4.0, 1.0, 0.0, 0.0]], [[1, 1, 0, 0]], "snfs", momentum="optimizer", update_interval=3, **SGD)
+    run.step([1.0, 1.0, 4.0, float("inf")])
+    run.step([1.0, 1.0, 4.0, float("nan")])
+    assert run.buffer("momentum_buffer") == [1.5, 1.5, 6.0, 0.0]
+    assert run.weights == [[2.75, -0.25, 0.0, 0.0]]
+    own = bench([[4.0, 1.0, 0.0, 0.0]], [[1, 1, 0, 0]], "snfs", update_interval=9, **SGD)
+    own.step([1.0, 1.0, 4.0, float("inf")])
+    assert own.buffer("momentum_buffer") == [1.0, 1.0, 0.0, 0.0]
