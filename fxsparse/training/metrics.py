@@ -1,7 +1,8 @@
 """The record of a run: JSON lines, a TensorBoard copy, and wall-clock times in a file of their own.
 
 A record is a function of the configuration alone, so that two runs can be compared byte by byte; seconds
-go to `timing.jsonl`. Kinds of record: `train` (means since the last one), `eval`, `rewire`.
+go to `timing.jsonl`. Kinds of record: `train` (means since the last one), `eval`, `rewire`, and `telemetry` (per layer,
+at every evaluation).
 """
 
 from __future__ import annotations
@@ -81,8 +82,10 @@ class MetricLog:
         prefix = f"{kind}/{values['split']}_" if "split" in values else f"{kind}/"
         try:
             for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._writer.add_scalar(prefix + name, value, step)
+                layers = value.items() if isinstance(value, dict) else [("", value)]
+                for layer, number in layers:
+                    if isinstance(number, (int, float)):
+                        self._writer.add_scalar("/".join(filter(None, (prefix + name, layer))), number, step)
         except OSError:  # a copy is not worth a run; a full disk will show in the metrics themselves
             self._writer = None
 
