@@ -15,12 +15,12 @@ from fxsparse.core.errors import ConfigError
 from fxsparse.studies import table_pictures
 from fxsparse.studies.comparison import Comparison, read_comparison
 from fxsparse.studies.execution import States, execute, read_states
-from fxsparse.studies.locks import held
 from fxsparse.studies.plan import PlannedRun, make_plan
 from fxsparse.studies.run_state import DIVERGED, FAILED, FINISHED
 from fxsparse.studies.table import make_table
 from fxsparse.studies.table_formats import About, to_csv, to_markdown
 from fxsparse.training.checkpoint import write_atomically
+from fxsparse.training.locks import held
 
 RUN_FAILED = 1
 UNFINISHED = 3

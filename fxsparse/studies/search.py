@@ -28,9 +28,9 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from fxsparse.core.errors import CheckpointError, ConfigError
-from fxsparse.studies.locks import held
 from fxsparse.studies.run_state import FAILED, FINISHED, RunState, differences, read_state, train_there
 from fxsparse.training import Result, TrainConfig
+from fxsparse.training.locks import held
 from fxsparse.training.metrics import read_metrics
 from fxsparse.training.objective import ACCURACY, BITS_PER_CHARACTER, Metric
 from fxsparse.training.run_folder import RunFolder

@@ -9,7 +9,6 @@ result.json     when the run has finished       tensorboard/, plot.png   where t
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,7 @@ from typing import Any
 from fxsparse.core.errors import CheckpointError, ConfigError
 from fxsparse.training import checkpoint
 from fxsparse.training.config import TrainConfig
-
-try:
-    import fcntl
-except ImportError:  # no such module on Windows; there, two processes in one folder go unnoticed
-    fcntl = None  # type: ignore[assignment]
+from fxsparse.training.locks import held
 
 
 class RunFolder:
@@ -55,15 +50,12 @@ class RunFolder:
             for place in (self.path, self._checkpoints, self._kept):
                 for leftover in place.glob(".*.tmp"):
                     leftover.unlink()
-            lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
         except OSError as error:
             raise ConfigError(f"could not write to the run folder {self.path}: {error.strerror}") from error
-        try:
-            if not _lock(lock):
+        with held(self.path / ".lock") as ours:
+            if not ours:
                 raise ConfigError(f"another process is training in {self.path}")
             yield
-        finally:
-            os.close(lock)
 
     def read_config(self) -> TrainConfig:
         """What `config.json` says; `CheckpointError` if it cannot be read."""
@@ -140,15 +132,3 @@ def find_resume_point(path: str | Path, out: str | Path | None = None) -> Resume
     if folder is None:
         raise ConfigError(f"{path} lies outside a run folder; say with --out where to go on")
     return ResumePoint(folder, config, payload)
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether the file behind `descriptor` is now this process's; the system releases it if we are killed."""
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True

@@ -14,6 +14,7 @@ import torch
 from tabulate import tabulate
 
 from fxsparse.flops import FlopReport, TrainingCost, planned_cost, realised_cost
+from fxsparse.training.config import TrainConfig
 from fxsparse.training.experiment import Experiment
 from fxsparse.training.metrics import MetricLog
 from fxsparse.training.objective import METRICS
@@ -27,7 +28,7 @@ class Result:
     Accuracies (of images, or of next characters) and fractions are in [0, 1]; losses are mean cross-entropies in
     nats. `metric` names what the tables show, `score` is its value on the test part. `inference_flops` and
     `training_flops` are ratios to the dense network of full width and to its training for a run that is not extended
-    (realised by the steps that were made, and for a lottery ticket with the run that found its masks;
+    (realised by the steps that were made, and by the runs that masks, densities or weights were taken from;
     `training_flops_total` without the ratio); `macs` are multiply-accumulates of one example, an image or a
     sequence of characters; `changed_per_rewiring` is the mean number of connections that a rewiring grew;
     `ever_active` is the share of all masked weights that were active at any time, `dead_units` the number of output
@@ -160,7 +161,7 @@ class Ledger:
         weights: elements of all weights that have, or at full width would have, a mask.
         steps: optimizer steps of the run if it were not extended.
         batch: examples a step.
-        earlier: training FLOPs, over dense, of the run that a lottery ticket's masks come from.
+        earlier: training FLOPs, over dense, of the runs that masks, densities or weights were taken from.
     """
 
     examples: int
@@ -179,7 +180,7 @@ class Ledger:
             weights=full.weights if full else sum(mask.numel() for mask in sparse.masks.values()),
             steps=experiment.total_steps / config.extend,
             batch=config.batch_size or 1,
-            earlier=training_flops_of(config.masks_from) if config.method == "lottery" and config.masks_from else 0.0,
+            earlier=sum(training_flops_of(folder) for folder in earlier_runs(config)),
         )
 
     def inference(self, flops: FlopReport) -> float:
@@ -193,6 +194,11 @@ class Ledger:
     def total(self, cost: TrainingCost) -> float:
         """FLOPs of all examples of a run."""
         return self.training(cost) * 6 * self.dense_macs * self.steps / self.examples * self.batch
+
+
+def earlier_runs(config: TrainConfig) -> set[str]:
+    """The runs that this one begins with something of."""
+    return {run for run in (config.masks_from, config.densities_from, config.weights_from) if run is not None}
 
 
 def training_flops_of(folder: str) -> float:

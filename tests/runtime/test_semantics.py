@@ -76,6 +76,16 @@ def test_forbidden_holds_for_every_method_that_grows(bench, method):
     assert run.masks == [[1, 0, 0, 1, 1, 1]]
 
 
+def test_forbidden_leaves_a_layer_no_more_room_than_was_free(bench):
+    # k = 2 and 2; shares 9 : 1 give the first 3.6 of 4, and only two of its places were free before.
+    run = bench(
+        [W, [4.0, 1.0, 2.0, 3.0] + [0.0] * 12], [M, [1] * 4 + [0] * 12], "rigl-sg", semantics={"regrown": "forbidden"}
+    )
+    for _ in range(2):
+        run.step([9.0] * 6, [1.0] * 16)
+    assert run.masks == [[1, 0, 0, 1, 1, 1], [1, 0, 0, 1, 1, 1] + [0] * 10]
+
+
 # -- the weight update ----------------------------------------------------------------------------------------
 
 LEARNING = {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}

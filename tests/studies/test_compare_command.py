@@ -106,7 +106,7 @@ def test_ctrl_c_writes_the_table_and_says_how_to_go_on(capsys):
 
 
 def test_two_commands_do_not_work_in_one_folder(capsys):
-    from fxsparse.studies.locks import held
+    from fxsparse.training.locks import held
 
     with held("runs/two/.lock"):
         assert main(["compare", "two.yaml"]) == 2

@@ -65,9 +65,9 @@ def test_what_is_not_given_is_what_train_does():
 
 
 def test_a_label_tells_what_the_row_changes():
-    rows = ["rigl", {"method": "rigl", "drop_fraction": 0.5}, {"method": "rigl", "distribution": "er", "label": "R"}]
+    rows = ["rigl", {"method": "rigl", "drop_fraction": 0.5}, {"method": "set", "distribution": "er"}]
     comparison = parse_comparison({"methods": rows}, "")
-    assert [row.label for row in comparison.rows] == ["rigl", "rigl, drop_fraction 0.5", "R"]
+    assert [row.label for row in comparison.rows] == ["rigl", "rigl, drop_fraction 0.5", "set"]
 
 
 def test_lottery_refers_to_the_pruning_row_or_to_one_of_its_own():

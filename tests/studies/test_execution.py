@@ -193,10 +193,12 @@ def test_processes_are_stopped_saved_and_a_killed_one_is_noted(planned):
     _, runs = planned(methods=["static", "rigl"], options=options | {"threads": 1, "log_interval": 1})
 
     def kill_one_then_interrupt():
-        wait_for(lambda: all((run.folder / "metrics.jsonl").exists() for run in runs))
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        wait_for(lambda: any((run.folder / "error.json").exists() for run in runs))
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            wait_for(lambda: all((run.folder / "metrics.jsonl").exists() for run in runs))
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            wait_for(lambda: any((run.folder / "error.json").exists() for run in runs), seconds=20)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
 
     watcher = threading.Thread(target=kill_one_then_interrupt, daemon=True)
     watcher.start()

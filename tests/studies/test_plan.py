@@ -102,6 +102,19 @@ def test_chains_of_references(planned):
     assert needs["set-weights-from-dense-0.9-erk-seed0"] == ["dense-seed0"]
 
 
+def test_the_steps_that_others_rewind_to_are_kept(planned):
+    rows = [
+        {"method": "lottery", "rewind": 5},
+        {"method": "lottery", "label": "of rigl", "masks_from": {"label": "R"}},
+        {"method": "rigl", "label": "R"},
+        {"method": "set", "weights_from": {"label": "R"}, "rewind": 7},
+        {"method": "set", "label": "at its end", "weights_from": {"method": "static"}},
+    ]
+    _, runs = planned(methods=rows)
+    kept = {run.row.label: run.config.keep_steps for run in runs}
+    assert (kept["pruning"], kept["R"], kept["static"], kept["lottery, rewind 5"]) == ((0, 5), (0, 7), (), ())
+
+
 def test_a_circle_and_a_place_that_is_not_there_are_named(planned):
     circle = [
         {"method": "rigl", "label": "a", "weights_from": {"label": "b"}},

@@ -146,6 +146,13 @@ def test_several_distributions_are_told_apart_and_a_row_at_one_sparsity_leaves_t
     assert lines["rigl (uniform)"] == "| rigl (uniform) | **60.00** (1) | 0.200x, 0.200x |  |  |"
 
 
+def test_a_run_that_is_only_a_prerequisite_has_no_line(planned, fill):
+    comparison, runs = planned(methods=["lottery"])
+    fill(runs, {("pruning", 0.9): ([0.5], 0.5), ("lottery", 0.9): ([0.6], 0.6)})
+    assert [run.row.label for run in runs] == ["pruning", "lottery"]
+    assert [line.label for line in written(comparison, runs)[1].lines] == ["lottery"]
+
+
 def test_fewer_bits_are_better(planned, put_result):
     comparison, runs = planned(methods=["static", "rigl"])
     bits = {"metric": "bits per character"}

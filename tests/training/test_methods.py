@@ -8,11 +8,13 @@ import torch
 import fxsparse.models as models
 from fxsparse import ConfigError
 from fxsparse.core.errors import CheckpointError
+from fxsparse.flops import TrainingCost
 from fxsparse.training import TrainConfig, checkpoint, train
 from fxsparse.training.experiment import build
 from fxsparse.training.metrics import read_metrics
 from fxsparse.training.run_folder import RunFolder
 from fxsparse.training.small_dense import matching_width
+from fxsparse.training.summary import Ledger
 
 TINY = TrainConfig(
     model="small_resnet",
@@ -65,6 +67,14 @@ def test_a_lottery_ticket_has_the_pruning_runs_masks_over_its_first_weights(prun
     static = build(changed(method="static")).sparse
     assert ticket.inference_flops == pytest.approx(static.flops().ratio, rel=1e-3)
     assert ticket.training_flops == pytest.approx(result.training_flops + ticket.inference_flops)
+
+
+def test_the_cost_of_a_run_includes_those_it_starts_from(pruned):
+    folder, result = pruned
+    config = changed(method="rigl", masks_from=str(folder), weights_from=str(folder))
+    cost = TrainingCost(24, 3, 0, 1)  # of no steps: what is left are the earlier runs, each once
+    assert Ledger.of(build(config)).training(cost) == pytest.approx(result.training_flops)
+    assert Ledger.of(build(changed())).training(cost) == 0
 
 
 def test_rewinding_to_an_early_step(pruned):
