@@ -43,7 +43,7 @@ class _MaskedWeight(torch.autograd.Function):
         if ctx.dense_gradient:
             return gradient, None, None
         (mask,) = ctx.saved_tensors
-        return gradient * mask, None, None
+        return torch.where(mask, gradient, 0), None, None  # a product would turn infinite gradients into NaN
 
 
 def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool | str = False) -> Tensor:

@@ -161,7 +161,7 @@ def _stretched(config: TrainConfig) -> dict[str, Any]:
     """The method's options, those that are steps of the run stretched with it."""
     stretch = {"begin", "end"} if config.method == "pruning" else set()
     return {
-        name: round(value * config.extend) if name in stretch and value is not None and value >= 1 else value
+        name: round(value * config.extend) if name in stretch and isinstance(value, int) and value >= 1 else value
         for name, value in config.method_options.items()
     }
 

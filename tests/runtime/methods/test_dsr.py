@@ -49,12 +49,13 @@ def test_tolerance_and_nothing_wanted(bench):
 
 
 def test_a_layer_keeps_its_largest_connection(bench):
-    run = bench([[0.1, -0.3, 0.2, 0.0], [5.0, 6.0, 7.0, 0.0]], [[1, 1, 1, 0]] * 2, "dsr", threshold=1.0)
-    run.step([0.0] * 4, [0.0] * 4)
-    run.step([0.0] * 4, [0.0] * 4)
-    # The first keeps one of three, the second all three: shares 1 : 3 of 2, and the second has room for one.
-    assert run.counts == [2, 4]
-    assert run.masks[0][1] == 1
+    for seed in range(10):
+        run = bench([[0.1, -0.3, 0.2, 0.0], [5.0, 6.0, 7.0, 0.0]], [[1, 1, 1, 0]] * 2, "dsr", threshold=1.0, seed=seed)
+        run.step([0.0] * 4, [0.0] * 4)
+        run.step([0.0] * 4, [0.0] * 4)
+        # The first keeps one of three, the second all three: shares 1 : 3 of 2, and the second has room for one.
+        assert run.counts == [2, 4]
+        assert run.masks[0][1] == 1
 
 
 def test_the_threshold_steers_to_the_fraction_wanted(bench):

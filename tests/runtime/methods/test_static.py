@@ -8,7 +8,7 @@ import fxsparse
 from fxsparse import ConfigError
 from fxsparse.core.errors import SelectionError
 
-X = torch.randn(4, 6)
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
 def net():
