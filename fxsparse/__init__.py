@@ -31,8 +31,9 @@ from .core.errors import (  # noqa: E402
 )
 from .core.masking import apply_mask  # noqa: E402
 from .flops import FlopReport, count_flops, plan_flops, planned_cost, realised_cost  # noqa: E402
+from .runtime.history import Rewiring  # noqa: E402
 from .runtime.methods import Method, Moment, Need, Pattern, Quota, method_options, methods  # noqa: E402
-from .runtime.rewirer import Rewirer, Rewiring  # noqa: E402
+from .runtime.rewirer import Rewirer  # noqa: E402
 from .runtime.semantics import Semantics  # noqa: E402
 from .runtime.telemetry import SiteTelemetry  # noqa: E402
 from .runtime.update_rules import rigl_update, set_update, snip_score  # noqa: E402

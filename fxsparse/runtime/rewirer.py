@@ -11,47 +11,25 @@ does not count.
 """
 
 import copy
-import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import FxSparseWarning, RuntimeStateError
+from .history import History, Rewiring
 from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need, Pattern
+from .optimizer_check import check_optimizer
 from .schedule import Schedule
 from .semantics import Semantics
 from .telemetry import SiteTelemetry, Telemetry, telemetry_table
 
 THIN = 0.1
 """A layer with less than this share of the weights that the allocation gave it is about to be emptied."""
-
-
-@dataclass(frozen=True)
-class Rewiring:
-    """What one rewiring did.
-
-    Attributes:
-        step: the optimizer step at which it happened.
-        drop_fraction: what the schedule said: the decayed alpha, or for pruning the share of the way to the final
-            sparsity.
-        changed: site name -> number of connections that are active now and were not before.
-        skipped: why nothing was rewired, or None.
-        active: site name -> number of active connections afterwards.
-        grown_gradient_norm: site name -> 2-norm of the gradient over the connections that were grown, for methods
-            that read gradients.
-    """
-
-    step: int
-    drop_fraction: float
-    changed: dict[str, int]
-    skipped: str | None = None
-    active: dict[str, int] = field(default_factory=dict)
-    grown_gradient_norm: dict[str, float] = field(default_factory=dict)
 
 
 class Rewirer:
@@ -74,7 +52,7 @@ class Rewirer:
         targets: Mapping[str, int],
         semantics: Semantics,
     ) -> None:
-        _check_optimizer(module, optimizer)
+        check_optimizer(module, optimizer)
         method.check(optimizer)
         self.method = copy.deepcopy(method)  # what it remembers is this run's
         self.schedule = schedule
@@ -85,7 +63,7 @@ class Rewirer:
         self._module = module
         self._optimizer = optimizer
         self._sites = [MaskedSite(module, site, targets[site.name]) for site in module.sites]
-        self.initial_counts = {site.name: site.active for site in self._sites}
+        self.initial_counts = self._active_counts()
         self._telemetry = Telemetry(self._sites)
         self._weights_first = not {
             "method": method.replaces_update,
@@ -99,8 +77,8 @@ class Rewirer:
         self._postponed = False
         self._rewired_now = False
         self._warned: set[str] = set()
-        self._history: list[Rewiring] = []
-        self._pending: list[Callable[[], Rewiring]] = []  # counts still on the device
+        self._history = History()
+        self._walks = type(method).after_step is not Method.after_step
         self._walked: Tensor | None = None  # connections woken by `after_step` since the last record, by site
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -113,14 +91,12 @@ class Rewirer:
     @property
     def history(self) -> list[Rewiring]:
         """Every rewiring so far, oldest first. Reading it waits for the device, once for each new rewiring."""
-        self._history += [read() for read in self._pending]
-        self._pending.clear()
-        return list(self._history)
+        return self._history.read()
 
     @property
     def update_count(self) -> int:
         """Number of records in `history`, without waiting for the device."""
-        return len(self._history) + len(self._pending)
+        return len(self._history)
 
     def telemetry(self) -> list[SiteTelemetry]:
         """What the run has done to each site so far: density, exploration, churn, dead units. Waits for the device."""
@@ -150,7 +126,7 @@ class Rewirer:
             "step_count": self.step_count,
             "skipped_updates": self.skipped_updates,
             "remask_every_step": self._remask_every_step,
-            "history": [asdict(rewiring) for rewiring in self.history],
+            "history": self._history.state_dict(),
             "initial_counts": self.initial_counts,
             "ever_active": self._telemetry.state_dict(),
             "walked": self._walked,
@@ -183,8 +159,7 @@ class Rewirer:
         self.step_count = state["step_count"]
         self.skipped_updates = state["skipped_updates"]
         self._remask_every_step = state["remask_every_step"]
-        self._history = [Rewiring(**row) for row in state["history"]]
-        self._pending = []
+        self._history.load_state_dict(state["history"])
         self.initial_counts = dict(state["initial_counts"])
         self._telemetry.load_state_dict(state["ever_active"])
         self._walked = state["walked"]
@@ -231,7 +206,7 @@ class Rewirer:
         if self._stashed is not None:
             self._rewire(self._stashed)
             self._stashed = None
-        if self._weights_first or not self._rewired_now:
+        if self._walks and (self._weights_first or not self._rewired_now):
             self._walk()
         if self._postponed:
             self._postponed = False
@@ -302,14 +277,11 @@ class Rewirer:
         self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
 
     def _record(self, moment: Moment, sites: list[MaskedSite], counts: Tensor, norms: Tensor | None = None) -> None:
-        names, active = [site.name for site in sites], {site.name: site.active for site in self._sites}
+        names = [site.name for site in sites]
+        self._history.add(moment.step, moment.fraction, names, counts, self._active_counts(), norms)
 
-        def read() -> Rewiring:
-            changed = dict(zip(names, counts.tolist(), strict=True))
-            lengths = {} if norms is None else dict(zip(names, norms.tolist(), strict=True))
-            return Rewiring(moment.step, moment.fraction, changed, None, active, lengths)
-
-        self._pending.append(read)
+    def _active_counts(self) -> dict[str, int]:
+        return {site.name: site.active for site in self._sites}
 
     @torch.no_grad()
     def _walk(self) -> None:
@@ -340,8 +312,7 @@ class Rewirer:
 
     def _skip(self, moment: Moment, reason: str) -> None:
         self.skipped_updates += 1
-        active = {site.name: site.active for site in self._sites}
-        self._pending.append(lambda: Rewiring(moment.step, moment.fraction, {}, reason, active))
+        self._history.add_skipped(moment.step, moment.fraction, reason, self._active_counts())
 
     def _notice_stray_weights(self) -> None:
         stray = torch.stack([site.stray_weights() for site in self._sites]).tolist()
@@ -371,32 +342,3 @@ class Rewirer:
 def _all_finite(tensors: list[Tensor]) -> bool:
     """One answer for all tensors, with one host synchronisation."""
     return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
-
-
-def _check_optimizer(module: MaskedModule, optimizer: torch.optim.Optimizer) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise RuntimeStateError(
-            f"attach needs a torch.optim.Optimizer, whose step hooks it uses; got a {type(optimizer).__name__}"
-        )
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise RuntimeStateError(
-            f"{type(optimizer).__name__}.step needs a closure, which computes gradients after the rewiring is due; "
-            "use an optimizer that steps on the gradients it finds, such as SGD or AdamW"
-        )
-    if any(module.get_parameter(site.name).is_meta for site in module.sites):
-        raise RuntimeStateError(
-            "the module is on the meta device; materialise it and load its weights and masks before attach"
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [site.name for site in module.sites if id(module.get_parameter(site.name)) not in held]
-    if len(missing) == len(module.sites):
-        raise RuntimeStateError(
-            "the optimizer holds none of this module's weights: it was built from another model, perhaps from the "
-            "one before sparsify, which returns a copy; build it from sparse.parameters()"
-        )
-    if missing:
-        raise RuntimeStateError(
-            f"the optimizer lacks {len(missing)} of {len(module.sites)} masked weights ({', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}); give it all of them, or exclude them in sparsify"
-        )
