@@ -15,6 +15,7 @@ if not (Path(__file__).parent / "passes").is_dir() and (_repository / "passes" /
     __path__.append(str(_repository))
 
 from .captured_module import CapturedModule  # noqa: E402
+from .channels import ChannelGroups, channel_groups, compact  # noqa: E402
 from .core.allocation import allocate  # noqa: E402
 from .core.errors import (  # noqa: E402
     AllocationError,
@@ -46,6 +47,7 @@ __all__ = [
     "AllocationError",
     "CaptureError",
     "CapturedModule",
+    "ChannelGroups",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -68,6 +70,8 @@ __all__ = [
     "VerificationError",
     "allocate",
     "apply_mask",
+    "channel_groups",
+    "compact",
     "count_flops",
     "method_options",
     "methods",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .captured_module import CapturedModule
+from .channels import compact
 from .core.errors import RuntimeStateError, SelectionError
 from .core.masking import bernoulli_mask, floor_count, random_mask, seeded_generator
 from .core.records import Captured, Uncovered, WeightSite
@@ -233,6 +234,10 @@ class SparseModule(CapturedModule):
                 self.mode_readers,
             )
         )
+
+    def compact(self) -> CapturedModule:
+        """A copy of ordinary, smaller layers, without masks and without channels that no active weight reads."""
+        return compact(self)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> nn.Module:

@@ -1,0 +1,7 @@
+"""Channels: what can be removed together, and the smaller graph without it."""
+
+from .analysis import channel_groups
+from .channel_groups import ChannelGroups
+from .compaction import compact
+
+__all__ = ["ChannelGroups", "channel_groups", "compact"]

@@ -1,0 +1,49 @@
+"""`channel_groups`: from a model or a captured module to its groups of channels."""
+
+from typing import Any
+
+from torch import nn
+
+from ..captured_module import CapturedModule
+from ..core.errors import InputError
+from ..core.graphs import copy_graph
+from ..core.records import Captured
+from ..passes.annotate_shapes import annotate_shapes
+from ..passes.group_channels import group_channels, label_channels
+from ..passes.open_leaves import open_leaves
+from ..passes.trace import trace
+from .channel_groups import ChannelGroups
+
+
+def channel_groups(model: nn.Module, example_input: Any = None) -> ChannelGroups:
+    """Which channels of a model can only be removed together, in both modes, without running it.
+
+    Args:
+        model: any module that can be captured, a `CapturedModule` or a `SparseModule`; never touched.
+        example_input: as for `sparsify`; a captured module has its own and needs none. Sizes decide what the
+            graph holds; the groups then hold at any batch size.
+
+    Raises:
+        CaptureError: the model cannot be captured: where, and why.
+        InputError: no example for a model that is not captured yet.
+    """
+    captured = captured_for_channels(model, example_input)
+    return ChannelGroups(captured.name, tuple(group_channels(label_channels(captured))))
+
+
+def captured_for_channels(model: nn.Module, example_input: Any = None) -> Captured:
+    """The graphs of a model with shapes; of a captured module they are copies, its tensors are its own."""
+    if isinstance(model, CapturedModule):
+        graphs = {"eval": copy_graph(model.graphs["eval"])}
+        shared = model.graphs["train"] is model.graphs["eval"]
+        graphs["train"] = graphs["eval"] if shared else copy_graph(model.graphs["train"])
+        captured = Captured(
+            model._get_name(), model, graphs, model.example, model.capture, model.notes, model.flags, model.mode_readers
+        )
+    elif example_input is None:
+        raise InputError(f"example_input: {type(model).__name__} is not captured yet; give an input that it takes")
+    else:
+        captured = trace(model, example_input)
+    annotate_shapes(captured)
+    open_leaves(captured)
+    return captured

@@ -1,0 +1,74 @@
+"""`compact`: the smaller model without the channels that masks, or the caller, have removed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..captured_module import CapturedModule
+from ..core.channel_records import Atom
+from ..core.errors import SelectionError
+from ..core.records import Captured
+from ..passes.compact_channels import compact_channels
+from ..passes.find_dead_channels import find_dead_channels
+from ..passes.group_channels import LabelledModel, group_channels, label_channels
+from .analysis import captured_for_channels
+
+
+def compact(model: nn.Module, example_input: Any = None, *, remove: Iterable[Atom] = ()) -> CapturedModule:
+    """A module of ordinary, smaller layers that computes the same.
+
+    What no active weight reads is removed, and what then reads nothing, and so on; `remove` names atoms that go
+    besides, as if the slices that read them were masked. Keys stay, tensors get smaller. Of a tensor that would
+    be left empty, one channel stays.
+
+    Args:
+        model: a `SparseModule` (its masks decide), a `CapturedModule`, or any module that can be captured;
+            never touched. Stored zeros count as masked.
+        example_input: as for `channel_groups`.
+        remove: atoms of `channel_groups` of the same model; only exact ones.
+
+    Raises:
+        SelectionError: an atom that is not exact, or not of this model.
+        CaptureError, InputError: as of `channel_groups`.
+    """
+    masked: Any = model
+    if hasattr(masked, "masks") and hasattr(masked, "fold"):
+        model = masked.fold()
+        with torch.no_grad():
+            for name, mask in masked.masks.items():
+                model.get_parameter(name).masked_fill_(~mask, 0)
+    captured = captured_for_channels(model, example_input)
+    labelled = label_channels(captured)
+    gone = torch.zeros_like(labelled.space.stays)
+    for atom in _known(labelled, remove):
+        gone[atom.id] = True
+    gone = find_dead_channels(labelled, gone)
+    small, _, _ = compact_channels(labelled, gone)
+    return CapturedModule(_without_captured_attributes(small))
+
+
+def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:
+    wanted = list(remove)
+    if not wanted:
+        return []
+    own = {atom.id: atom for group in group_channels(labelled) for atom in group.atoms}
+    for atom in wanted:
+        if own.get(atom.id) != atom:
+            raise SelectionError(f"remove: {atom.slices[0].tensor} has no such atom; analyse this very model")
+        if atom.status != "exact":
+            raise SelectionError(
+                f"remove: a channel of {atom.slices[0].tensor} is {atom.status} ({atom.reason}); only exact ones go"
+            )
+    return wanted
+
+
+def _without_captured_attributes(captured: Captured) -> Captured:
+    """The tree of a captured module as a plain one, for a new captured module to be built on."""
+    if isinstance(captured.model, CapturedModule):
+        tree = nn.Module()
+        own = CapturedModule.__annotations__.keys()
+        tree.__dict__.update({key: value for key, value in captured.model.__dict__.items() if key not in own})
+        captured.model = tree
+    return captured

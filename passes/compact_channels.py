@@ -1,0 +1,159 @@
+"""Removes channels from a labelled model: smaller tensors under the same names, and graphs for them."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxsparse.core.channel_labels import narrowed
+from fxsparse.core.records import Captured
+
+from .annotate_shapes import annotate_shapes
+from .rewrite_channels import Box, CannotRewrite, Rewritten, box_of, cut, rewrite_channels
+
+
+def compact_channels(labelled: Any, gone: Tensor) -> tuple[Captured, Tensor, list[str]]:
+    """A model without these channels; the labelled one stays as it is.
+
+    Args:
+        gone: bool, one a label, of atoms that may go. Some of a tensor that would be empty stay.
+
+    Returns:
+        The small model with shapes, what is gone in the end, and a note on each node for whose sake channels stay.
+    """
+    notes: list[str] = []
+    space = labelled.space
+    while True:
+        gone = _never_empty(labelled, gone)
+        try:
+            rewritten = {
+                mode: rewrite_channels(labelled, mode, gone) for mode, _ in labelled.captured.distinct_graphs()
+            }
+            break
+        except CannotRewrite as refusal:
+            kept = torch.zeros_like(gone)
+            for leaf in _around(labelled, refusal):
+                kept[narrowed(leaf).reshape(-1)] = True
+            if not bool((gone & kept).any()):
+                raise
+            gone = gone & ~kept
+            notes.append(f"channels at node {refusal.node} stay: it cannot be written for fewer")
+            for label in kept.nonzero().reshape(-1).tolist():
+                space.reasons.setdefault(label, notes[-1])
+    captured = labelled.captured
+    model = copy.deepcopy(captured.model)
+    _cut_tensors(labelled, model, gone)
+    _set_sizes(model, rewritten)
+    graphs = {mode: one.graph for mode, one in rewritten.items()}
+    graphs.setdefault("train", graphs["eval"])
+    small = Captured(
+        captured.name,
+        model,
+        graphs,
+        captured.example,
+        captured.mechanism,
+        [*captured.notes, *notes],
+        captured.flags,
+        captured.mode_readers,
+    )
+    annotate_shapes(small)
+    return small, gone, notes
+
+
+def _around(labelled: Any, refusal: CannotRewrite) -> Iterator[Tensor]:
+    """The labels of a node that cannot be rewritten, and of what it reads."""
+    labels = labelled.nodes[refusal.mode]
+    node = next(item for item in labelled.captured.graphs[refusal.mode].nodes if item.name == refusal.node)
+    for name in (node.name, *(source.name for source in node.all_input_nodes)):
+        yield from _tensors(labels[name])
+
+
+def _never_empty(labelled: Any, gone: Tensor) -> Tensor:
+    """`gone`, less one atom of every tensor that would have nothing left."""
+    gone = gone.clone()
+    empties = True
+    while empties:
+        empties = False
+        for labels in labelled.nodes.values():
+            for leaf in _tensors(list(labels.values())):
+                narrow = narrowed(leaf)
+                if narrow.numel() and bool(gone[narrow].all()):
+                    gone[narrow.min()] = False
+                    empties = True
+    return gone
+
+
+# -- tensors ----------------------------------------------------------------------------------------------
+
+
+def _cut_tensors(labelled: Any, model: nn.Module, gone: Tensor) -> None:
+    """Replaces every parameter and buffer that loses slices, under all its names."""
+    boxes: dict[str, Box] = {}
+    space = labelled.space
+    for source, (_, shape) in space.blocks.items():
+        if source.kind != "tensor":
+            continue
+        labels = space.labels(source, shape)
+        own = box_of(labels, gone)
+        assert own is not None, source
+        if source.dim is None:
+            box = own
+        else:
+            box = boxes.get(source.name) or [None] * model.get_parameter(source.name).ndim
+            box[source.dim] = own[0]
+        boxes[source.name] = box
+    boxes = {name: box for name, box in boxes.items() if any(kept is not None for kept in box)}
+    replaced: dict[int, Tensor] = {}
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    by_id: dict[int, list[str]] = {}
+    for name, tensor in tensors:
+        by_id.setdefault(id(tensor), []).append(name)
+        replaced.setdefault(id(tensor), tensor)
+    for key, names in by_id.items():
+        if names[0] not in boxes:
+            continue
+        old = replaced[key]
+        with torch.no_grad():
+            data = cut(old.detach(), boxes[names[0]]).clone(memory_format=torch.preserve_format)
+        new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+        for name in names:
+            owner, _, attribute_name = name.rpartition(".")
+            module = model.get_submodule(owner)
+            (module._parameters if isinstance(old, nn.Parameter) else module._buffers)[attribute_name] = new
+
+
+def _set_sizes(model: nn.Module, rewritten: dict[str, Rewritten]) -> None:
+    """The numbers of channels that modules know of themselves, and the indices of gathers."""
+    groups = {name: count for one in rewritten.values() for name, count in one.groups.items()}
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    for one in rewritten.values():
+        for name, index in one.indices.items():
+            model.register_buffer(name, index.to(device), persistent=False)
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor):
+            continue
+        shape = weight.shape
+        if isinstance(module, nn.modules.conv._ConvNd):
+            module.groups = groups.get(f"{path}.weight", module.groups)
+            first, second = shape[0], shape[1] * module.groups
+            is_transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+            module.in_channels, module.out_channels = (first, second) if is_transposed else (second, first)
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = shape
+        elif isinstance(module, nn.Embedding):
+            module.num_embeddings, module.embedding_dim = shape
+        elif isinstance(module, nn.GroupNorm):
+            module.num_groups = shape[0] if module.num_groups == module.num_channels else module.num_groups
+            module.num_channels = shape[0]
+        elif hasattr(module, "num_features"):
+            module.num_features = shape[0]
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = shape[0]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,0 +1,173 @@
+"""Runs a shape-annotated graph on channel labels: what is united, what has to stay, and every node's labels.
+
+`propagate_channels` is called again and again until no more labels are united, since what one rule sees (do
+labels change along this dimension?) depends on unions that others make later. Choices that would lose channels
+are left to a last call, with `deciding=True`.
+
+An element depends only on elements of its own label and on elements that are never removed, except through the
+weights, whose slices for a removed channel go with it. Every rule keeps to that; whoever cannot, pins.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxsparse.core.arguments import map_leaves
+from fxsparse.core.channel_labels import LabelSource, LabelSpace, compressed, fixed, varying_dims
+from fxsparse.core.channel_rules import ChannelRule, channel_rule
+from fxsparse.core.graphs import attribute, operation_name
+from fxsparse.core.records import TensorSpec, record_of
+
+from .channel_movement import move_labels
+from .channel_operations import OPERATIONS
+from .channel_weights import WEIGHTED_OPERATIONS, TensorReference
+
+NodeLabels = dict[str, Any]
+"""Node name -> labels in the place of every tensor of its value; plain values as they are for the example."""
+
+
+class Propagation:
+    """One run over one graph; the functions of the kinds of operations get it as their first argument.
+
+    Attributes:
+        root: what the graph's attributes and submodules refer to.
+        space: the labels; shared by all graphs of a model.
+        deciding: whether to pin and couple where labels still change along a dimension that a rule needs.
+        roles: (tensor name, dimension) -> what its slices do: `"producer"`, `"consumer"`, `"copy"`.
+        direct: names of tensors that take part by their elements, not as a weight.
+        values: labels of every node so far.
+    """
+
+    def __init__(self, root: nn.Module, space: LabelSpace, names: dict[int, str], deciding: bool) -> None:
+        self.root = root
+        self.space = space
+        self.deciding = deciding
+        self.roles: dict[tuple[str, int], set[str]] = {}
+        self.direct: set[str] = set()
+        self.values: dict[fx.Node, Any] = {}
+        self._names = names
+
+    def run(self, graph: fx.Graph) -> NodeLabels:
+        for node in graph.nodes:
+            self.values[node] = self._visit(node)
+        return {node.name: value for node, value in self.values.items()}
+
+    # -- what the rules ask -------------------------------------------------------------------------------
+
+    def operands(self, tree: Any) -> Any:
+        """`tree` with every node replaced by its value."""
+        return fx.map_arg(tree, lambda node: self.values[node])
+
+    def elements(self, value: Any) -> Any:
+        """A value with labels for the tensors that it refers to; a tensor of one element is never cut."""
+        return pytree.tree_map(self._elements, value, is_leaf=lambda leaf: isinstance(leaf, TensorReference))
+
+    def _elements(self, leaf: Any) -> Any:
+        if not isinstance(leaf, TensorReference):
+            return leaf
+        if leaf.tensor.numel() <= 1:
+            return fixed(leaf.tensor.shape)
+        self.direct.add(leaf.name)
+        return compressed(self.space.labels(LabelSource(leaf.name), tuple(leaf.tensor.shape)))
+
+    def own_tensor(self, node: fx.Node, attribute_name: str) -> TensorReference | None:
+        """A parameter or buffer of the module that a node calls."""
+        tensor = getattr(attribute(self.root, str(node.target)), attribute_name, None)
+        return self.reference(tensor) if isinstance(tensor, Tensor) else None
+
+    def reference(self, tensor: Tensor) -> TensorReference:
+        return TensorReference(self._names[id(tensor)], tensor)
+
+    def pin_all(self, tree: Any, reason: str) -> None:
+        for leaf in tensors_of(self.elements(tree)):
+            self.space.pin(leaf, reason)
+
+    def pin_where_varying(self, labels: Tensor, dims: Any, reason: str) -> None:
+        """In the last call: labels that change along one of these dimensions have to stay."""
+        if self.deciding and set(varying_dims(labels)) & {dim % labels.ndim for dim in dims}:
+            self.space.pin(labels, reason)
+
+    def couple_where_varying(self, labels: Tensor, dims: Any, reason: str) -> None:
+        """In the last call: labels that change along one of these dimensions are mixed with one another."""
+        if self.deciding and set(varying_dims(labels)) & {dim % labels.ndim for dim in dims}:
+            self.space.couple(labels, reason)
+
+    # -- nodes --------------------------------------------------------------------------------------------
+
+    def _visit(self, node: fx.Node) -> Any:
+        spec = record_of(node).spec
+        if node.op == "get_attr":
+            value = attribute(self.root, str(node.target))
+            return self.reference(value) if isinstance(value, Tensor) and id(value) in self._names else _as_fixed(spec)
+        if node.op == "output":
+            self.pin_all(self.operands(node.args), "it is an output of the model")
+            return None
+        if node.op == "placeholder" or not tensors_of(spec, TensorSpec):
+            if _counts_elements(node):
+                for leaf in self.operands(node.args):
+                    if isinstance(leaf, Tensor) and leaf.ndim > 1:  # the size of a vector of channels is set by a layer
+                        self.pin_where_varying(leaf, range(leaf.ndim), reason_of(node))
+            return _as_fixed(spec)
+        rule = channel_rule(self.root, node)
+        if _picks_from_a_container(node, self.values):
+            return self.operands(node.args[0])[node.args[1]]
+        try:
+            result = RULES[rule.kind](self, node, rule) if rule is not None else None
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            result = None  # arguments that the rule is not written for
+        if result is None:
+            self.pin_all(self.operands((node.args, node.kwargs)), reason_of(node))
+            return _as_fixed(spec)
+        return result
+
+
+def _by_movement(run: Propagation, node: fx.Node, rule: ChannelRule) -> Any:
+    return move_labels(run, node)
+
+
+RULES: dict[str, Callable[[Propagation, fx.Node, ChannelRule], Any]] = {
+    **OPERATIONS,
+    **WEIGHTED_OPERATIONS,
+    "movement": _by_movement,
+}
+"""Kind -> function that gives the labels of a node's value, or None where it cannot: then everything is pinned."""
+
+
+def reason_of(node: fx.Node) -> str:
+    place = record_of(node).module
+    return f"{operation_name(node)} (node {node.name}{f' in {place}' if place else ''})"
+
+
+def tensors_of(tree: Any, kind: type = Tensor) -> list[Any]:
+    leaves = pytree.tree_leaves(tree, is_leaf=lambda leaf: isinstance(leaf, (TensorSpec, TensorReference)))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def _as_fixed(spec: Any) -> Any:
+    return map_leaves(lambda leaf: fixed(leaf.shape) if isinstance(leaf, TensorSpec) else leaf, spec)
+
+
+def _counts_elements(node: fx.Node) -> bool:
+    """A plain value that depends on more than the size of one dimension."""
+    if node.op == "call_method":
+        return node.target not in ("size", "dim", "is_floating_point", "is_complex", "is_contiguous", "ndimension")
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] not in (
+            "shape",
+            "dtype",
+            "device",
+            "ndim",
+            "is_cuda",
+            "requires_grad",
+            "layout",
+            "training",
+        )
+    return node.op == "call_function" and operation_name(node) in ("len", "numel", "iter")
+
+
+def _picks_from_a_container(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    if operation_name(node) != "getitem" or not isinstance(node.args[0], fx.Node):
+        return False
+    return isinstance(values[node.args[0]], (tuple, list, dict)) and not isinstance(node.args[1], fx.Node)
