@@ -12,6 +12,9 @@ from fxsparse.core.channel_rules import ChannelRule, plain_name
 from fxsparse.core.graphs import attribute, operand, operation_name
 from fxsparse.core.records import TensorSpec, record_of
 
+_DIM_POSITIONS = {"norm": 2, "normalize": 2, "vector_norm": 2, "topk": 2}
+"""Reductions whose first argument after the input is no dimension."""
+
 _FIRST_ONLY = frozenset("to type_as type zeros_like ones_like full_like empty_like rand_like randn_like".split())
 """Elementwise operations whose further tensors give a type, not elements."""
 
@@ -91,7 +94,7 @@ def _glu(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
 def _per_channel_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     """Statistics and parameters, one of each a channel, belong to the channels of dimension 1."""
     input = run.elements(run.operands(operand(node, 0, "input")))
-    if not isinstance(input, Tensor) or input.ndim < 2:
+    if not isinstance(input, Tensor) or input.ndim < 2 or _is_unbatched(run, node, input):
         return None
     channels = run.space.unite_over(input, [1], node.name)
     if node.op == "call_module":
@@ -106,6 +109,12 @@ def _per_channel_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
                 return None
             run.space.unite(vector.reshape(-1), channels, node.name)
     return along(channels, 1, input.shape)
+
+
+def _is_unbatched(run: Any, node: fx.Node, input: Tensor) -> bool:
+    """An InstanceNorm takes (C, *positions) too; its channels are then in dimension 0."""
+    kind = type(attribute(run.root, str(node.target))).__name__ if node.op == "call_module" else ""
+    return kind.startswith("InstanceNorm") and input.ndim < int(kind[-2]) + 2
 
 
 def _prelu(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
@@ -152,7 +161,8 @@ def _layer_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
         input = run.elements(run.operands(operand(node, 0, "input")))
         normalized = run.operands(operand(node, 1, "normalized_shape"))
         vectors = [run.elements(run.operands(operand(node, at, name))) for at, name in ((2, "weight"), (3, "bias"))]
-    result = unite_elements(run, [input, *(v for v in vectors if v is not None)], tuple(input.shape), node.name)
+    operands = [input, *(vector for vector in vectors if isinstance(vector, Tensor))]
+    result = unite_elements(run, operands, tuple(input.shape), node.name)
     run.couple_where_varying(result, range(-len(tuple(normalized)), 0), node.name)
     return result
 
@@ -164,12 +174,14 @@ def _reduction(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     input, *others = _labels_among(run, node)
     if others:  # max(x, y)
         return _elementwise(run, node, rule)
-    dims = _dim(run, node, 1, None)
+    dims = _dim(run, node, _DIM_POSITIONS.get(plain_name(operation_name(node)), 1), None)
     dims = list(range(input.ndim)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
-    run.couple_where_varying(input, dims or range(input.ndim), node.name)
+    is_mixed = run.couple_where_varying(input, dims or range(input.ndim), node.name)
     first = input
     for dim in dims:
         first = first.narrow(dim, 0, 1)
+    if is_mixed:  # what comes out is no channel of its own
+        first = torch.zeros_like(first)
 
     def labels(spec: TensorSpec) -> Tensor | None:
         if tuple(spec.shape) == tuple(input.shape):

@@ -87,6 +87,7 @@ def _embedding(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
         return None
     run.space.pin(weight_labels(run, table, 0, "producer"), f"it is a row of the embedding {table.name}")
     shape = record_of(node).spec.shape
+    run.pin_all(run.operands(operand(node, 0, "input")), f"it chooses rows of the embedding {table.name}")
     return along(weight_labels(run, table, 1, "producer"), len(shape) - 1, shape)
 
 

@@ -91,7 +91,7 @@ def gather_of(labelled: Any, mode: str, node: fx.Node) -> tuple[fx.Node, int, Te
         source = before[0]
     if not isinstance(labels[source.name], Tensor) or not isinstance(labels[node.name], Tensor):
         return None
-    if any(_changes(model, user) for moved in chain for user in moved.users):
+    if any(_is_changed(model, moved) for moved in chain):
         return None
     shape = labels[source.name].shape
     values: dict[fx.Node, Any] = {source: torch.arange(shape.numel()).reshape(shape)}
@@ -118,6 +118,11 @@ def execute_node(model: Any, node: fx.Node, value_of: Callable[[fx.Node], Any]) 
     if str(node.target) == "contiguous":
         return args[0]
     return execute(model, node, args, kwargs)
+
+
+def _is_changed(model: Any, node: fx.Node) -> bool:
+    """Whether something changes a value in place, itself or through a view."""
+    return any(_changes(model, user) or (is_moved(model, user) and _is_changed(model, user)) for user in node.users)
 
 
 def _changes(model: Any, node: fx.Node) -> bool:

@@ -19,12 +19,14 @@ def compact_channels(labelled: Any, gone: Tensor) -> tuple[Captured, Tensor, lis
     """A model without these channels; the labelled one stays as it is.
 
     Args:
-        gone: bool, one a label, of atoms that may go. Some of a tensor that would be empty stay.
+        gone: bool, one a label, of atoms that go. What cannot be cut out, since a tensor would be empty or a node
+            cannot be rewritten, stays and is masked: the slices that read it become 0.
 
     Returns:
         The small model with shapes, what is gone in the end, and a note on each node for whose sake channels stay.
     """
     notes: list[str] = []
+    asked = gone
     space = labelled.space
     while True:
         gone = _never_empty(labelled, gone)
@@ -45,6 +47,7 @@ def compact_channels(labelled: Any, gone: Tensor) -> tuple[Captured, Tensor, lis
                 space.reasons.setdefault(label, notes[-1])
     captured = labelled.captured
     model = copy.deepcopy(captured.model)
+    _mask_readers(labelled, model, asked & ~gone)
     _cut_tensors(labelled, model, gone)
     _set_sizes(model, rewritten)
     graphs = {mode: one.graph for mode, one in rewritten.items()}
@@ -87,6 +90,15 @@ def _never_empty(labelled: Any, gone: Tensor) -> Tensor:
 
 
 # -- tensors ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _mask_readers(labelled: Any, model: nn.Module, stays: Tensor) -> None:
+    for source in labelled.space.blocks:
+        if "consumer" in labelled.roles.get((source.name, source.dim), ()):
+            unread = stays[labelled.space.labels(source, labelled.space.blocks[source][1])].nonzero().reshape(-1)
+            weight = model.get_parameter(source.name)
+            weight.index_fill_(source.dim, unread.to(weight.device), 0)
 
 
 def _cut_tensors(labelled: Any, model: nn.Module, gone: Tensor) -> None:

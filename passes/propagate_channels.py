@@ -8,6 +8,7 @@ An element depends only on elements of its own label and on elements that are ne
 weights, whose slices for a removed channel go with it. Every rule keeps to that; whoever cannot, pins.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -89,10 +90,12 @@ class Propagation:
         if self.deciding and set(varying_dims(labels)) & {dim % labels.ndim for dim in dims}:
             self.space.pin(labels, reason)
 
-    def couple_where_varying(self, labels: Tensor, dims: Any, reason: str) -> None:
+    def couple_where_varying(self, labels: Tensor, dims: Any, reason: str) -> bool:
         """In the last call: labels that change along one of these dimensions are mixed with one another."""
         if self.deciding and set(varying_dims(labels)) & {dim % labels.ndim for dim in dims}:
             self.space.couple(labels, reason)
+            return True
+        return False
 
     # -- nodes --------------------------------------------------------------------------------------------
 
@@ -104,7 +107,11 @@ class Propagation:
         if node.op == "output":
             self.pin_all(self.operands(node.args), "it is an output of the model")
             return None
+        if node.op.startswith("call") and "out" in node.kwargs:
+            self.pin_all(self.operands((node.args, node.kwargs)), reason_of(node))
         if node.op == "placeholder" or not tensors_of(spec, TensorSpec):
+            if node.op == "call_function" and node.target in (operator.setitem, operator.delitem, setattr):
+                self.pin_all(self.operands((node.args, node.kwargs)), reason_of(node))
             if _counts_elements(node):
                 for leaf in self.operands(node.args):
                     if isinstance(leaf, Tensor) and leaf.ndim > 1:  # the size of a vector of channels is set by a layer

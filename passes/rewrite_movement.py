@@ -66,18 +66,22 @@ def _sized(rewriter: Any, node: fx.Node, boxes: list[Any]) -> Arguments | None:
 def _unflatten(rewriter: Any, node: fx.Node, boxes: list[Any]) -> Arguments | None:
     if node.op == "call_module":
         module = attribute(rewriter.model, str(node.target))
-        dim, count = module.dim, len(module.unflattened_size)
+        dim, sizes = module.dim, module.unflattened_size
     else:
-        dim, count = _number(operand(node, 1, "dim")), len(operand(node, 2, "sizes"))
+        dim, sizes = _number(operand(node, 1, "dim")), operand(node, 2, "sizes")
     input = operand(node, 0, "input")
     dim %= rewriter.labels[input.name].ndim
-    return torch.unflatten, (input, dim, tuple(_shape_after(rewriter, node, boxes)[dim : dim + count])), {}
+    after = _shape_after(rewriter, node, boxes)
+    new = tuple(size if boxes[0][dim + at] is None else after[dim + at] for at, size in enumerate(sizes))
+    return torch.unflatten, (input, dim, new), {}
 
 
 def _sections(rewriter: Any, node: fx.Node, boxes: list[Any]) -> Arguments | None:
     """split, chunk: one section for every piece, as long as what is left of it."""
     input = operand(node, 0, "tensor") or operand(node, 0, "input")
     dim = _number(operand(node, 2, "dim")) or 0
+    if all(box[dim] is None for box in boxes):
+        return node.target, node.args, dict(node.kwargs)
     pieces = rewriter.labels[node.name]
     sizes = [piece.shape[dim] if box[dim] is None else len(box[dim]) for piece, box in zip(pieces, boxes, strict=True)]
     return torch.split, (input, sizes, dim), {}
@@ -91,6 +95,8 @@ def _narrow(rewriter: Any, node: fx.Node, boxes: list[Any]) -> Arguments | None:
     input = operand(node, 0, "input")
     dim, start, length = (_number(operand(node, at, name)) for at, name in ((1, "dim"), (2, "start"), (3, "length")))
     kept = rewriter.box(input.name)[dim]
+    if kept is None:
+        return node.target, node.args, dict(node.kwargs)
     first = _kept_before(kept, start)
     return torch.narrow, (input, dim, first, _kept_before(kept, start + length) - first), {}
 
@@ -99,6 +105,8 @@ def _select(rewriter: Any, node: fx.Node, boxes: list[Any]) -> Arguments | None:
     input = operand(node, 0, "input")
     dim, index = _number(operand(node, 1, "dim")), _number(operand(node, 2, "index"))
     kept = rewriter.box(input.name)[dim]
+    if kept is None:
+        return node.target, node.args, dict(node.kwargs)
     return torch.select, (input, dim, _kept_before(kept, index % rewriter.labels[input.name].shape[dim])), {}
 
 
