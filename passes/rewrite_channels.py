@@ -68,7 +68,7 @@ def box_of(labels: Tensor, gone: Tensor) -> Box | None:
     return box if count == int(keep.sum()) else None
 
 
-def cut(tensor: Any, box: Box) -> Any:
+def cut(tensor: Tensor, box: Box) -> Tensor:
     for dim, kept in enumerate(box):
         if kept is not None:
             tensor = tensor.index_select(dim, kept.to(tensor.device))
@@ -200,8 +200,8 @@ class _Rewriter:
         boxes = [box_of(leaf, self.gone) for leaf in results]
         if any(box is None for box in boxes):
             return  # not computed itself: what uses it gathers
-        sources = [source for source in old.all_input_nodes if isinstance(self.labels[source.name], Tensor)]
-        if all(self.box(source.name) is not None for source in sources):
+        operands = _tensors([self.labels[source.name] for source in old.all_input_nodes])
+        if all(box_of(leaf, self.gone) is not None for leaf in operands):
             arguments = new_arguments(self, old, [box for box in boxes if box is not None])
             if arguments is not None and self._gives_the_same(old, *arguments):
                 target, args, kwargs = arguments
@@ -237,22 +237,32 @@ class _Rewriter:
         node.op, node.target = "call_function", torch.index_select
         node.args, node.kwargs = (sources[source.name], dim, constant), {}
 
+    def _cut_number(self, number: Tensor, labels: Any) -> Tensor:
+        box = box_of(labels, self.gone) if isinstance(labels, Tensor) else None
+        return cut(number, box) if box is not None else number
+
     def _gives_the_same(self, old: fx.Node, target: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Executes a movement on element numbers, in full and cut, and compares."""
         numbers: dict[fx.Node, Any] = {}
+        small: dict[fx.Node, Any] = {}
         first = 0
+
+        def numbered(labels: Any) -> Any:
+            nonlocal first
+            if isinstance(labels, TensorReference):
+                return labels.tensor.detach().cpu()  # an integer buffer that is an index
+            first += labels.numel()
+            return torch.arange(first - labels.numel(), first).reshape(labels.shape)
+
         for source in old.all_input_nodes:
             labels = self.labels[source.name]
-            if isinstance(labels, Tensor):
-                numbers[source] = torch.arange(first, first + labels.numel()).reshape(labels.shape)
-                first += labels.numel()
-            elif isinstance(labels, TensorReference):
-                numbers[source] = labels.tensor.detach().cpu()  # an integer buffer that is an index
+            if _tensors(labels) or isinstance(labels, TensorReference):
+                numbers[source] = pytree.tree_map(numbered, labels)
+                small[source] = pytree.tree_map(self._cut_number, numbers[source], labels)
             else:
-                numbers[source] = record_of(source).spec
+                numbers[source] = small[source] = record_of(source).spec
         full_args, full_kwargs = fx.map_arg((old.args, old.kwargs), lambda item: numbers[item])
         full = _tensors(execute(self.model, old, full_args, full_kwargs))
-        small = {source: cut(value, self.box(source.name) or []) for source, value in numbers.items()}
         new_args, new_kwargs = fx.map_arg((args, kwargs), lambda item: small[item])
         try:
             if target is old.target:
