@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from fxsparse.core.channel_labels import LabelSource
-from fxsparse.core.graphs import attribute
 
 
 def find_dead_channels(labelled: Any, gone: Tensor) -> Tensor:
     """`gone`, and every exact atom that is read through zeros only, by what is left.
 
     Args:
-        labelled: the model with labels; its weights are looked at as they are stored.
+        labelled: the model with labels, which knows the active elements of its weights.
         gone: bool, one a label.
 
     Returns:
@@ -22,7 +21,7 @@ def find_dead_channels(labelled: Any, gone: Tensor) -> Tensor:
     space = labelled.space
     gone = gone.clone()
     consumers = [source for source in space.blocks if "consumer" in labelled.roles.get((source.name, source.dim), ())]
-    weights = {source: (attribute(labelled.captured.model, source.name) != 0) for source in consumers}
+    weights = {source: labelled.active_elements(source.name) for source in consumers}
     has_producer = torch.zeros_like(gone)
     for source in space.blocks:
         if "producer" in labelled.roles.get((source.name, source.dim), ()):

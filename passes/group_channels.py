@@ -1,13 +1,14 @@
 """From a captured model to its atoms and groups: which channels can only be removed together."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from fxsparse.core.channel_labels import FIXED, LabelSource, LabelSpace
+from fxsparse.core.channel_labels import FIXED, LabelSpace
 from fxsparse.core.channel_records import Atom, ChannelGroup, ChannelSlice
 from fxsparse.core.records import Captured
 
@@ -23,19 +24,19 @@ class LabelledModel:
         space: the labels, settled.
         nodes: mode -> labels of every node of that graph.
         roles: (tensor name, dimension) -> what its slices do.
-        names: id of a parameter or buffer -> its first qualified name.
+        active: weight name -> bool, which of its elements are not masked; of a weight that is not in it, all.
     """
 
     captured: Captured
     space: LabelSpace
     nodes: dict[str, NodeLabels]
     roles: dict[tuple[str, int], set[str]]
-    names: dict[int, str]
+    active: dict[str, Tensor] = field(default_factory=dict)
 
-    def tensor_labels(self, name: str) -> list[tuple[LabelSource, Tensor]]:
-        """The blocks of labels of a parameter or buffer."""
-        sources = [source for source in self.space.blocks if source.kind == "tensor" and source.name == name]
-        return [(source, self.space.labels(source, self.space.blocks[source][1])) for source in sources]
+    def active_elements(self, weight: str) -> Tensor:
+        """Which elements of a weight are not masked."""
+        tensor = self.captured.model.get_parameter(weight)
+        return self.active.get(weight, torch.ones((), dtype=torch.bool, device=tensor.device).expand(tensor.shape))
 
 
 def label_channels(captured: Captured) -> LabelledModel:
@@ -60,7 +61,7 @@ def label_channels(captured: Captured) -> LabelledModel:
     for name in {name for name, _ in run.roles} & run.direct:
         for source in [source for source in space.blocks if source.name == name]:
             space.pin(space.labels(source, space.blocks[source][1]), f"{name} is a weight and takes part directly too")
-    labelled = LabelledModel(captured, space, nodes, run.roles, names)
+    labelled = LabelledModel(captured, space, nodes, run.roles)
     pin_ragged(labelled)
     return labelled
 

@@ -1,10 +1,11 @@
 """`compact`: the smaller model without the channels that masks, or the caller, have removed."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..captured_module import CapturedModule
 from ..core.channel_records import Atom
@@ -12,38 +13,52 @@ from ..core.errors import SelectionError
 from ..core.records import Captured
 from ..passes.compact_channels import compact_channels
 from ..passes.find_dead_channels import find_dead_channels
+from ..passes.fold_constants import fold_constants
 from ..passes.group_channels import LabelledModel, group_channels, label_channels
 from .analysis import captured_for_channels
 
 
-def compact(model: nn.Module, example_input: Any = None, *, remove: Iterable[Atom] = ()) -> CapturedModule:
-    """A module of ordinary, smaller layers that computes the same.
+def compact(
+    model: nn.Module, example_input: Any = None, *, remove: Iterable[Atom] = (), stored_zeros: bool = False
+) -> CapturedModule:
+    """A module of ordinary, smaller layers that computes the same, in both modes.
 
-    What no active weight reads is removed, and what then reads nothing, and so on; `remove` names atoms that go
-    besides, as if the slices that read them were masked. Keys stay, tensors get smaller. Of a tensor that would
-    be left empty, one channel stays.
+    What no active weight reads is removed, and what then reads nothing, and so on. So is what is constant, where
+    its contribution can be moved into a bias exactly. `remove` names atoms that go besides, as if the slices that
+    read them were masked. Keys stay, tensors get smaller. Of a tensor that would be left empty one channel stays,
+    with zeros in what reads it.
 
     Args:
         model: a `SparseModule` (its masks decide), a `CapturedModule`, or any module that can be captured;
-            never touched. Stored zeros count as masked.
+            never touched.
         example_input: as for `channel_groups`.
         remove: atoms of `channel_groups` of the same model; only exact ones.
+        stored_zeros: where a weight has no mask, take its stored zeros as inactive, as after `fold()`.
 
     Raises:
         SelectionError: an atom that is not exact, or not of this model.
         CaptureError, InputError: as of `channel_groups`.
     """
     masked: Any = model
+    active: dict[str, Tensor] = {}
     if hasattr(masked, "masks") and hasattr(masked, "fold"):
+        active = {name: mask.clone() for name, mask in masked.masks.items()}
         model = masked.fold()
         with torch.no_grad():
-            for name, mask in masked.masks.items():
+            for name, mask in active.items():
                 model.get_parameter(name).masked_fill_(~mask, 0)
+    elif isinstance(model, CapturedModule):
+        model = copy.deepcopy(model)
     captured = captured_for_channels(model, example_input)
     labelled = label_channels(captured)
+    labelled.active = active
+    if stored_zeros:
+        weights = {name for name, _ in labelled.roles} - active.keys()
+        labelled.active |= {name: captured.model.get_parameter(name) != 0 for name in weights}
     gone = torch.zeros_like(labelled.space.stays)
     for atom in _known(labelled, remove):
         gone[atom.id] = True
+    fold_constants(labelled)
     gone = find_dead_channels(labelled, gone)
     small, _, _ = compact_channels(labelled, gone)
     return CapturedModule(_without_captured_attributes(small))

@@ -79,7 +79,7 @@ OPERATIONS = {
     ),
     "attention": (
         lambda a, b: [nn.Conv2d(a, 8, 1), nn.Conv2d(a, 8, 1), nn.Conv2d(b, 8, 1)],
-        lambda m, x, y: attend(m[0](x), m[1](x), m[2](x if x.shape[1] != y.shape[1] else y)),
+        lambda m, x, y: attend(m[0](x), m[1](x), m[2](y)),
     ),
     "softmax": (lambda a, b: [], lambda m, x, y: x.softmax(1)),
     "minus mean": (lambda a, b: [], lambda m, x, y: x - x.mean(1, keepdim=True)),
