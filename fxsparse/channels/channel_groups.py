@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from tabulate import tabulate
 
 from ..core.channel_records import Atom, ChannelGroup, ChannelSlice
+from .picture import dot, drawn
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,18 @@ class ChannelGroups:
         header = ["group", "atoms", "exact", "norm-coupled", "pinned", "channels an atom", "consumers", "why"]
         total = f"{self.model}: {len(self.free)} groups of channels, {len(self.pinned)} more that stay whole"
         return f"{tabulate(rows, header)}\n{total}"
+
+    def dot(self) -> str:
+        """The groups as Graphviz source: boxes coloured by status, arrows from a group to those made of it."""
+        return dot(self.groups, self.model)
+
+    def svg(self) -> str:
+        """The same, drawn by Graphviz.
+
+        Raises:
+            ConfigError: Graphviz is not installed, or fails.
+        """
+        return drawn(self.dot())
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
