@@ -18,6 +18,9 @@ from fxsparse.core.graphs import has_effect
 
 from .channel_movement import execute, movement_name
 
+COPIES = frozenset(["channel_shuffle", "ChannelShuffle", "roll", "flip", "repeat", "tile", "repeat_interleave"])
+"""Movements whose result shares no memory with what they move."""
+
 
 def pin_ragged(labelled: Any) -> None:
     """Pins until every tensor can be cut, or gathered from one that can be."""
@@ -91,7 +94,9 @@ def gather_of(labelled: Any, mode: str, node: fx.Node) -> tuple[fx.Node, int, Te
         source = before[0]
     if not isinstance(labels[source.name], Tensor) or not isinstance(labels[node.name], Tensor):
         return None
-    if any(_is_changed(model, moved) for moved in chain):
+    # After an operation that copies, what changes its result does not change what it was made of.
+    copies = any(movement_name(model, moved) in COPIES for moved in chain)
+    if any(_is_changed(model, moved) for moved in (chain[1:] if copies else chain)):
         return None
     shape = labels[source.name].shape
     values: dict[fx.Node, Any] = {source: torch.arange(shape.numel()).reshape(shape)}

@@ -27,24 +27,19 @@ def compact_channels(labelled: Any, gone: Tensor) -> tuple[Captured, Tensor, lis
     """
     notes: list[str] = []
     asked = gone
-    space = labelled.space
     while True:
-        gone = _never_empty(labelled, gone)
+        gone = never_empty(labelled, gone)
         try:
             rewritten = {
                 mode: rewrite_channels(labelled, mode, gone) for mode, _ in labelled.captured.distinct_graphs()
             }
             break
         except CannotRewrite as refusal:
-            kept = torch.zeros_like(gone)
-            for leaf in _around(labelled, refusal):
-                kept[narrowed(leaf).reshape(-1)] = True
-            if not bool((gone & kept).any()):
+            left = without_refused(labelled, gone, refusal)
+            if torch.equal(left, gone):
                 raise
-            gone = gone & ~kept
+            gone = left
             notes.append(f"channels at node {refusal.node} stay: it cannot be written for fewer")
-            for label in kept.nonzero().reshape(-1).tolist():
-                space.reasons.setdefault(label, notes[-1])
     captured = labelled.captured
     model = copy.deepcopy(captured.model)
     _mask_readers(labelled, model, asked & ~gone)
@@ -66,6 +61,15 @@ def compact_channels(labelled: Any, gone: Tensor) -> tuple[Captured, Tensor, lis
     return small, gone, notes
 
 
+def without_refused(labelled: Any, gone: Tensor, refusal: CannotRewrite) -> Tensor:
+    """`gone` without the channels at a node that cannot be rewritten, which are pinned."""
+    kept = torch.zeros_like(gone)
+    for leaf in _around(labelled, refusal):
+        kept[narrowed(leaf).reshape(-1)] = True
+        labelled.space.pin(leaf, f"node {refusal.node} cannot be written for fewer channels")
+    return gone & ~kept
+
+
 def _around(labelled: Any, refusal: CannotRewrite) -> Iterator[Tensor]:
     """The labels of a node that cannot be rewritten, and of what it reads."""
     labels = labelled.nodes[refusal.mode]
@@ -74,7 +78,7 @@ def _around(labelled: Any, refusal: CannotRewrite) -> Iterator[Tensor]:
         yield from _tensors(labels[name])
 
 
-def _never_empty(labelled: Any, gone: Tensor) -> Tensor:
+def never_empty(labelled: Any, gone: Tensor) -> Tensor:
     """`gone`, less one atom of every tensor that would have nothing left."""
     gone = gone.clone()
     empties = True
@@ -145,7 +149,7 @@ def _set_sizes(model: nn.Module, rewritten: dict[str, Rewritten]) -> None:
         for name, index in one.indices.items():
             model.register_buffer(name, index.to(device), persistent=False)
     for path, module in model.named_modules():
-        weight = getattr(module, "weight", None)
+        weight = module._parameters.get("weight")  # an attribute may compute it, and move statistics
         if not isinstance(weight, Tensor):
             continue
         shape = weight.shape

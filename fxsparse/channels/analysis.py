@@ -12,6 +12,7 @@ from ..passes.annotate_shapes import annotate_shapes
 from ..passes.group_channels import group_channels, label_channels
 from ..passes.open_leaves import open_leaves
 from ..passes.trace import trace
+from ..passes.try_removal import try_removal
 from .channel_groups import ChannelGroups
 
 
@@ -27,8 +28,9 @@ def channel_groups(model: nn.Module, example_input: Any = None) -> ChannelGroups
         CaptureError: the model cannot be captured: where, and why.
         InputError: no example for a model that is not captured yet.
     """
-    captured = captured_for_channels(model, example_input)
-    return ChannelGroups(captured.name, tuple(group_channels(label_channels(captured))))
+    labelled = label_channels(captured_for_channels(model, example_input))
+    try_removal(labelled)
+    return ChannelGroups(labelled.captured.name, tuple(group_channels(labelled)))
 
 
 def captured_for_channels(model: nn.Module, example_input: Any = None) -> Captured:

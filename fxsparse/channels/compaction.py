@@ -70,7 +70,7 @@ def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:
         return []
     own = {atom.id: atom for group in group_channels(labelled) for atom in group.atoms}
     for atom in wanted:
-        if own.get(atom.id) != atom:
+        if atom.id not in own or own[atom.id].slices != atom.slices:
             raise SelectionError(f"remove: {atom.slices[0].tensor} has no such atom; analyse this very model")
         if atom.status != "exact":
             raise SelectionError(

@@ -61,6 +61,11 @@ class LabelSpace:
         """`labels` after the unions so far."""
         return expanded_like(self._representative[narrowed(labels)], labels)
 
+    @property
+    def representatives(self) -> Tensor:
+        """For every label the one that it is shown by."""
+        return self._representative
+
     # -- what belongs together ----------------------------------------------------------------------------
 
     def unite(self, first: Tensor, second: Tensor, reason: str) -> None:

@@ -119,7 +119,11 @@ def test_the_interference_test_can_fail(name, tools):
     assert (one - two).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", CHANNEL_NETS)
+SAMPLE = ("channel shuffle", "cat, split, cat", "U-Net", "pixel shuffle", "grouped convolution", "attention")
+SLOW_BUT_SAMPLE = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in CHANNEL_NETS]
+
+
+@pytest.mark.parametrize("name", SLOW_BUT_SAMPLE)
 def test_all_but_one_channel_removed(name, tools):
     model = tools.randomised(made(name))
     x = example_of(name).double()
@@ -130,7 +134,7 @@ def test_all_but_one_channel_removed(name, tools):
         tools.assert_close(tools.outputs(reference, x, training), tools.outputs(small, x, training), 1e-9)
 
 
-@pytest.mark.parametrize("name", CHANNEL_NETS)
+@pytest.mark.parametrize("name", SLOW_BUT_SAMPLE)
 def test_nothing_to_remove_changes_nothing_and_twice_is_once(name, tools):
     model = tools.randomised(made(name))
     x = example_of(name).double()

@@ -161,7 +161,7 @@ def check(program, fraction, seed, tools):
 _SETTINGS = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=25, **_SETTINGS)
+@settings(max_examples=15, **_SETTINGS)
 @given(program=programs, fraction=st.sampled_from([0.3, 0.6, 1.0]), seed=st.integers(0, 3))
 def test_random_networks(program, fraction, seed, tools):
     check(program, fraction, seed, tools)

@@ -25,7 +25,7 @@ GROUPS = {
     "swin_t": 28,
     "convnext_tiny": 22,
 }
-QUICK_GROUPS = ("resnet18", "squeezenet1_0", "shufflenet_v2_x1_0")
+QUICK_GROUPS = ("resnet18", "squeezenet1_0")
 
 FAMILIES = {
     "alexnet": 96,
@@ -58,7 +58,7 @@ FAMILIES = {
     "deeplabv3_mobilenet_v3_large": 64,
     "lraspp_mobilenet_v3_large": 64,
 }
-QUICK_FAMILIES = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5")
+QUICK_FAMILIES = ("shufflenet_v2_x0_5",)
 
 OWN = {"wide_resnet22_2": 32, "resnet50_cifar": 32, "mobilenet_v1": 64, "small_resnet": 32}
 QUICK_OWN = ("small_resnet",)
