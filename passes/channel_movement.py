@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from fxsparse.core.channel_labels import LabelSource, compressed, varying_dims
 from fxsparse.core.channel_rules import plain_name
-from fxsparse.core.graphs import attribute, operand, operation_name
+from fxsparse.core.graphs import attribute, has_effect, operand, operation_name
 from fxsparse.core.records import TensorSpec, record_of
 
 from .channel_weights import TensorReference
@@ -18,6 +18,8 @@ from .channel_weights import TensorReference
 
 def move_labels(run: Any, node: fx.Node) -> Any:
     """The labels of the result, or None where the operation takes something that is no plain movement."""
+    if node.op != "call_module" and has_effect(node):
+        return None  # transpose_ and its like: the tensor itself gets another shape
     args, kwargs = run.operands((node.args, node.kwargs))
     name = movement_name(run.root, node)
     if name == "pad":

@@ -100,12 +100,13 @@ def perturbed(model, atoms):
 
 def outputs(model, x, training=False):
     """All tensors that a model gives, statistics put back."""
-    state = {key: value.clone() for key, value in model.state_dict().items()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     model.train(training)
     with torch.no_grad():
         torch.manual_seed(0)
         result = model(x)
-    model.load_state_dict(state)
+        for buffer, before in buffers:
+            buffer.copy_(before)
     leaves = torch.utils._pytree.tree_leaves(
         vars(result) if hasattr(result, "__dict__") and not isinstance(result, (torch.Tensor, dict, tuple)) else result
     )
