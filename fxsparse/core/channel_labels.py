@@ -97,11 +97,7 @@ class LabelSpace:
         self._pairs.clear()
         pairs = self._representative[pairs].unique(dim=0)
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        graph = nx.Graph(pairs.tolist())
-        least = torch.arange(len(self._representative))
-        for component in nx.connected_components(graph):
-            least[list(component)] = min(component)
-        self._representative = least[self._representative]
+        self._representative = _components(pairs, len(self._representative))[self._representative]
         for known in (self.reasons, self.couplings):
             moved = {int(self._representative[label]): reason for label, reason in reversed(known.items())}
             known.clear()
@@ -128,6 +124,21 @@ class LabelSpace:
         flags = torch.zeros(len(self._representative), dtype=torch.bool)
         flags[[FIXED, *self.reasons, *self.couplings]] = True
         return flags[self._representative]
+
+
+def _components(pairs: Tensor, count: int) -> Tensor:
+    """For every label the least that it is connected with."""
+    found = torch.arange(count)
+    # Most labels (a bias, the column of a weight) are in one pair only and need no graph.
+    single = torch.bincount(pairs.reshape(-1), minlength=count)[pairs] == 1
+    is_leaf = single.any(1)
+    for component in nx.connected_components(nx.Graph(pairs[~is_leaf].tolist())):
+        found[list(component)] = min(component)
+    leaf = torch.where(single[:, 1], pairs[:, 1], pairs[:, 0])[is_leaf]
+    other = torch.where(single[:, 1], pairs[:, 0], pairs[:, 1])[is_leaf]
+    found[leaf] = found[other]
+    least = torch.arange(count).scatter_reduce(0, found, torch.arange(count), "amin")
+    return least[found]
 
 
 def fixed(shape: Sequence[int]) -> Tensor:
