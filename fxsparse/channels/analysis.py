@@ -10,6 +10,7 @@ from ..core.graphs import copy_graph
 from ..core.records import Captured
 from ..passes.annotate_shapes import annotate_shapes
 from ..passes.group_channels import group_channels, label_channels
+from ..passes.open_attention import open_attention
 from ..passes.open_leaves import open_leaves
 from ..passes.trace import trace
 from ..passes.try_removal import try_removal
@@ -48,4 +49,6 @@ def captured_for_channels(model: nn.Module, example_input: Any = None) -> Captur
         captured = trace(model, example_input)
     annotate_shapes(captured)
     open_leaves(captured)
+    if open_attention(captured):
+        annotate_shapes(captured)
     return captured

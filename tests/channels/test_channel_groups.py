@@ -38,6 +38,26 @@ def test_heads_are_atoms_and_grouped_queries_share_keys():
     assert group.atoms[0].of("consumer")[0].tensor == "out.weight"
 
 
+def test_attention_modules_are_written_out_where_they_are_plain():
+    class Attention(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.stem = nn.Linear(16, 12)
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True, **options)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+    x = torch.randn(2, 7, 16)
+    atom = fxsparse.channel_groups(Attention(), x).group_of("attention.in_proj_weight").atoms[1]
+    assert atom.of("producer")[0].indices == (4, 5, 6, 7, 16, 17, 18, 19, 28, 29, 30, 31)
+    assert {item.tensor: item.indices for item in atom.of("consumer")} == {"attention.out_proj.weight": (4, 5, 6, 7)}
+    hidden = fxsparse.channel_groups(Attention(dropout=0.1), x).group_of("stem.weight")
+    assert hidden.status == "pinned" and "attention" in hidden.reasons[0]
+
+
 def test_flattened_images_are_consumed_in_blocks():
     atom = groups_of("baked view").group_of("conv.weight").atoms[2]
     assert atom.of("consumer")[0].indices == tuple(range(32, 48))
@@ -52,7 +72,6 @@ def test_flattened_images_are_consumed_in_blocks():
         ("GroupNorm after cat", "left.weight", "norm-coupled", "norm"),
         ("channel mean", "conv.weight", "norm-coupled", "mean"),
         ("pre-norm", "stem.weight", "norm-coupled", "norm"),
-        ("nn.MultiheadAttention", "stem.weight", "pinned", "attention"),
         ("residual", "head.weight", "pinned", "output"),
     ],
 )

@@ -50,7 +50,7 @@ FREE = {
     "grouped queries": (2, 14),
     "repeated keys": (2, 14),
     "rotary embedding": (2, 16),
-    "nn.MultiheadAttention": (2, 16),
+    "nn.MultiheadAttention": (4, 31),
     "pre-norm": (2, 12),
     "convolution over time": (2, 14),
     "matrix product with a parameter": (2, 14),

@@ -24,6 +24,7 @@ GROUPS = {
     "regnet_y_400mf": 53,
     "swin_t": 28,
     "convnext_tiny": 22,
+    "vit_b_16": 25,
 }
 QUICK_GROUPS = ("resnet18", "squeezenet1_0")
 
@@ -82,7 +83,7 @@ def _slow_but(names, quick):
 @pytest.mark.parametrize("name", _slow_but(GROUPS, QUICK_GROUPS))
 def test_groups(name):
     options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-    size = 299 if name == "inception_v3" else 64
+    size = {"inception_v3": 299, "vit_b_16": 224}.get(name, 64)
     groups = fxsparse.channel_groups(torchvision_model(name, **options), torch.randn(1, 3, size, size))
     assert len(groups.free) == GROUPS[name]
     assert len(groups.pinned) == 1  # the classes
