@@ -11,12 +11,13 @@ from torch.utils import _pytree as pytree
 from fxsparse.core.channel_labels import LabelSource, compressed, varying_dims
 from fxsparse.core.channel_rules import plain_name
 from fxsparse.core.graphs import attribute, has_effect, operand, operation_name
+from fxsparse.core.labelled_model import TensorReference
 from fxsparse.core.records import TensorSpec, record_of
 
-from .channel_weights import TensorReference
+from .label_run import LabelRun
 
 
-def move_labels(run: Any, node: fx.Node) -> Any:
+def move_labels(run: LabelRun, node: fx.Node) -> Any:
     """The labels of the result, or None where the operation takes something that is no plain movement."""
     if node.op != "call_module" and has_effect(node):
         return None  # transpose_ and its like: the tensor itself gets another shape
@@ -85,7 +86,7 @@ _COMPUTED = object()
 # -- padding ----------------------------------------------------------------------------------------------
 
 
-def _padded(run: Any, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _padded(run: LabelRun, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Along positions a channel is padded with itself; along channels, constant padding makes new ones."""
     spec = record_of(node).spec
     amounts, mode = padding_of(run, node)
@@ -128,7 +129,7 @@ SIZED = frozenset(["view", "reshape", "expand", "broadcast_to", "unflatten", "re
 """Movements that are given sizes, which have to be written anew when channels go."""
 
 
-def _open_sizes(run: Any, node: fx.Node, name: str) -> list[int]:
+def _open_sizes(run: LabelRun, node: fx.Node, name: str) -> list[int]:
     """Dimensions of a result whose size depends on the batch or on positions, and cannot be left to torch.
 
     One such size may be written as -1 where no other is.

@@ -12,6 +12,8 @@ from fxsparse.core.channel_rules import ChannelRule, plain_name
 from fxsparse.core.graphs import attribute, operand, operation_name
 from fxsparse.core.records import TensorSpec, record_of
 
+from .label_run import LabelRun
+
 _DIM_POSITIONS = {"norm": 2, "normalize": 2, "vector_norm": 2, "topk": 2}
 """Reductions whose first argument after the input is no dimension."""
 
@@ -19,7 +21,7 @@ _FIRST_ONLY = frozenset("to type_as type zeros_like ones_like full_like empty_li
 """Elementwise operations whose further tensors give a type, not elements."""
 
 
-def _elementwise(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _elementwise(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     shape = _shape(node)
     operands = _labels_among(run, node)
     if plain_name(operation_name(node)) in _FIRST_ONLY:
@@ -29,7 +31,7 @@ def _elementwise(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     return unite_elements(run, operands, shape, node.name)
 
 
-def unite_elements(run: Any, operands: list[Tensor], shape: tuple[int, ...], reason: str) -> Tensor:
+def unite_elements(run: LabelRun, operands: list[Tensor], shape: tuple[int, ...], reason: str) -> Tensor:
     """Unites operands of an elementwise operation.
 
     An operand that is the same for several channels (a gate of one channel, a scalar) is not united with them:
@@ -67,7 +69,7 @@ def _is_shared(labels: Tensor, shape: tuple[int, ...], others: list[Tensor]) -> 
     return any(broadcast & {dim - len(shape) for dim in varying_dims(other)} for other in others)
 
 
-def _spatial(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _spatial(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     input, *others = _labels_among(run, node)
     for other in others:
         run.space.pin(other, node.name)
@@ -81,7 +83,7 @@ def _spatial(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     return map_leaves(lambda leaf: labels(leaf) if isinstance(leaf, TensorSpec) else leaf, record_of(node).spec)
 
 
-def _glu(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _glu(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     (input,) = _labels_among(run, node)
     first, second = input.chunk(2, _dim(run, node, 1, -1))
     run.space.unite(first, second, node.name)
@@ -91,7 +93,7 @@ def _glu(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
 # -- normalisation ----------------------------------------------------------------------------------------
 
 
-def _per_channel_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _per_channel_norm(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     """Statistics and parameters, one of each a channel, belong to the channels of dimension 1."""
     input = run.elements(run.operands(operand(node, 0, "input")))
     if not isinstance(input, Tensor) or input.ndim < 2 or _is_unbatched(run, node, input):
@@ -111,13 +113,13 @@ def _per_channel_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     return along(channels, 1, input.shape)
 
 
-def _is_unbatched(run: Any, node: fx.Node, input: Tensor) -> bool:
+def _is_unbatched(run: LabelRun, node: fx.Node, input: Tensor) -> bool:
     """An InstanceNorm takes (C, *positions) too; its channels are then in dimension 0."""
     kind = type(attribute(run.root, str(node.target))).__name__ if node.op == "call_module" else ""
     return kind.startswith("InstanceNorm") and input.ndim < int(kind[-2]) + 2
 
 
-def _prelu(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _prelu(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     input = run.elements(run.operands(operand(node, 0, "input")))
     slopes = (
         run.elements(run.own_tensor(node, "weight"))
@@ -131,7 +133,7 @@ def _prelu(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     return along(channels, 1, input.shape)
 
 
-def _group_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _group_norm(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     if node.op == "call_module":
         module = attribute(run.root, str(node.target))
         (input,), groups = _labels_among(run, node), module.num_groups
@@ -152,7 +154,7 @@ def _group_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     return result
 
 
-def _layer_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _layer_norm(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     if node.op == "call_module":
         module = attribute(run.root, str(node.target))
         (input,), normalized = _labels_among(run, node), module.normalized_shape
@@ -170,7 +172,7 @@ def _layer_norm(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
 # -- along dimensions -------------------------------------------------------------------------------------
 
 
-def _reduction(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _reduction(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     input, *others = _labels_among(run, node)
     if others:  # max(x, y)
         return _elementwise(run, node, rule)
@@ -198,17 +200,17 @@ def _reduction(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
         return None
 
 
-def _across_channels(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _across_channels(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     (input,) = _labels_among(run, node)
     run.couple_where_varying(input, [1], node.name)
     return input
 
 
-def _made(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _made(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     return map_leaves(lambda leaf: fixed(leaf.shape) if isinstance(leaf, TensorSpec) else leaf, record_of(node).spec)
 
 
-OPERATIONS: dict[str, Callable[[Any, fx.Node, ChannelRule], Any]] = {
+OPERATIONS: dict[str, Callable[[LabelRun, fx.Node, ChannelRule], Any]] = {
     "elementwise": _elementwise,
     "spatial": _spatial,
     "glu": _glu,
@@ -230,7 +232,7 @@ def _shape(node: fx.Node) -> tuple[int, ...] | None:
     return spec.shape if isinstance(spec, TensorSpec) else None
 
 
-def _labels_among(run: Any, node: fx.Node) -> list[Tensor]:
+def _labels_among(run: LabelRun, node: fx.Node) -> list[Tensor]:
     """The labels of all tensors among a node's arguments, in their order."""
     return [compressed(labels) for labels in _tensors(run.elements(run.operands((node.args, node.kwargs))))]
 
@@ -239,7 +241,7 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _dim(run: Any, node: fx.Node, position: int, default: Any) -> Any:
+def _dim(run: LabelRun, node: fx.Node, position: int, default: Any) -> Any:
     """The dimensions that a reduction takes, from its arguments or its module."""
     if node.op == "call_module":
         dim = attribute(run.root, str(node.target)).dim

@@ -5,7 +5,6 @@ called at two resolutions, an embedding that is the output layer too) unites its
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
@@ -13,25 +12,20 @@ from torch import Tensor, fx
 from fxsparse.core.channel_labels import LabelSource, along, fixed
 from fxsparse.core.channel_rules import ChannelRule
 from fxsparse.core.graphs import operand
+from fxsparse.core.labelled_model import TensorReference
 from fxsparse.core.operations import WEIGHTED
 from fxsparse.core.records import record_of
 
-
-@dataclass(frozen=True, eq=False)
-class TensorReference:
-    """Stands for a parameter or buffer until it is known how it takes part."""
-
-    name: str
-    tensor: Tensor
+from .label_run import LabelRun
 
 
-def weight_labels(run: Any, weight: TensorReference, dim: int, role: str) -> Tensor:
+def weight_labels(run: LabelRun, weight: TensorReference, dim: int, role: str) -> Tensor:
     """One label an index of a weight's dimension; `role` says what the operation does with its slices."""
     run.roles.setdefault((weight.name, dim), set()).add(role)
     return run.space.labels(LabelSource(weight.name, dim), (weight.tensor.shape[dim],))
 
 
-def _weighted(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _weighted(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     operation = WEIGHTED[node.target]
     positions = (("input", 0), ("weight", operation.weight), ("bias", operation.bias))
     values = {name: run.operands(operand(node, position, name)) for name, position in positions}
@@ -55,7 +49,7 @@ def _weighted(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     return along(minted, channel, shape)
 
 
-def _convolved(run: Any, consumed: Tensor, weight: TensorReference, groups: int, reason: str) -> Tensor:
+def _convolved(run: LabelRun, consumed: Tensor, weight: TensorReference, groups: int, reason: str) -> Tensor:
     """Weight (out, in per group, *kernel): labels of the output channels."""
     per_group = weight.tensor.shape[1]
     if groups > 1 and per_group == 1:  # depthwise: output channels c * m to c * m + m - 1 belong to channel c
@@ -69,7 +63,7 @@ def _convolved(run: Any, consumed: Tensor, weight: TensorReference, groups: int,
     return minted
 
 
-def _transposed(run: Any, consumed: Tensor, weight: TensorReference, groups: int, reason: str) -> Tensor:
+def _transposed(run: LabelRun, consumed: Tensor, weight: TensorReference, groups: int, reason: str) -> Tensor:
     """Weight (in, out per group, *kernel): labels of the output channels."""
     inputs, per_group = weight.tensor.shape[:2]
     if groups > 1 and inputs == groups:
@@ -81,7 +75,7 @@ def _transposed(run: Any, consumed: Tensor, weight: TensorReference, groups: int
     return weight_labels(run, weight, 1, "producer").repeat(groups)
 
 
-def _embedding(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _embedding(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     table = run.operands(operand(node, 1, "weight"))
     if not isinstance(table, TensorReference) or operand(node, 3, "max_norm") is not None:
         return None
@@ -91,12 +85,12 @@ def _embedding(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     return along(weight_labels(run, table, 1, "producer"), len(shape) - 1, shape)
 
 
-def _mask(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _mask(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     """A masked weight takes part as the weight does."""
     return run.operands(node.args[0])
 
 
-def _parameter_product(run: Any, input: Tensor, weight: TensorReference, node: fx.Node) -> Tensor | None:
+def _parameter_product(run: LabelRun, input: Tensor, weight: TensorReference, node: fx.Node) -> Tensor | None:
     """`x @ weight` with a weight (in, out)."""
     if weight.tensor.ndim != 2:
         return None
@@ -106,7 +100,7 @@ def _parameter_product(run: Any, input: Tensor, weight: TensorReference, node: f
     return along(weight_labels(run, weight, 1, "producer"), len(shape) - 1, shape)
 
 
-def _contraction(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _contraction(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     """A product of two activations: everything that meets at one batch index (a head) is united."""
     first, second = (run.operands(operand(node, *place)) for place in ((0, "input"), (1, "other")))
     if isinstance(second, TensorReference) and isinstance(first, Tensor):
@@ -129,7 +123,7 @@ def _keeps_columns(labels: Tensor) -> bool:
     return bool((labels == narrow).all())
 
 
-def _per_batch_index(run: Any, operands: list[Tensor], shape: tuple[int, ...], node: fx.Node) -> Tensor:
+def _per_batch_index(run: LabelRun, operands: list[Tensor], shape: tuple[int, ...], node: fx.Node) -> Tensor:
     """Unites all labels of the operands, (*batch, n, k) each, per batch index; the product gets them."""
     kept = range(len(shape) - 2)
     united = [run.space.unite_over(labels, kept, node.name) for labels in operands]
@@ -138,7 +132,7 @@ def _per_batch_index(run: Any, operands: list[Tensor], shape: tuple[int, ...], n
     return united[0][..., None, None].expand(shape)
 
 
-def _attention(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
+def _attention(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     """Query, key and value (*batch, heads, positions, size): a head is one unit, with the heads it shares keys with."""
     query, key, value = (
         run.elements(run.operands(operand(node, position, name)))
@@ -161,7 +155,7 @@ def _attention(run: Any, node: fx.Node, rule: ChannelRule) -> Any:
     return result
 
 
-WEIGHTED_OPERATIONS: dict[str, Callable[[Any, fx.Node, ChannelRule], Any]] = {
+WEIGHTED_OPERATIONS: dict[str, Callable[[LabelRun, fx.Node, ChannelRule], Any]] = {
     "weighted": _weighted,
     "embedding": _embedding,
     "mask": _mask,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxsparse.core.channel_labels import varying_dims
+from fxsparse.core.channel_labels import LabelSpace, varying_dims
 from fxsparse.core.channel_rules import channel_rule
 from fxsparse.core.graphs import has_effect
+from fxsparse.core.labelled_model import LabelledModel
 
 from .channel_movement import execute, movement_name
 
@@ -22,13 +23,13 @@ COPIES = frozenset(["channel_shuffle", "ChannelShuffle", "roll", "flip", "repeat
 """Movements whose result shares no memory with what they move."""
 
 
-def pin_ragged(labelled: Any) -> None:
+def pin_ragged(labelled: LabelledModel) -> None:
     """Pins until every tensor can be cut, or gathered from one that can be."""
     while _pin_once(labelled):
         pass
 
 
-def _pin_once(labelled: Any) -> bool:
+def _pin_once(labelled: LabelledModel) -> bool:
     space, model = labelled.space, labelled.captured.model
     changed = False
 
@@ -71,12 +72,12 @@ def is_moved(model: Any, node: fx.Node) -> bool:
     return rule is not None and (rule.kind == "movement" or str(node.target) == "contiguous")
 
 
-def is_ragged(space: Any, labels: Any) -> bool:
+def is_ragged(space: LabelSpace, labels: Any) -> bool:
     """Whether a value has channels, some of which may go, along several dimensions of a tensor."""
     return any(len(varying_dims(leaf)) > 1 and not bool(space.stays[leaf].all()) for leaf in _tensors(labels))
 
 
-def gather_of(labelled: Any, mode: str, node: fx.Node) -> tuple[fx.Node, int, Tensor] | None:
+def gather_of(labelled: LabelledModel, mode: str, node: fx.Node) -> tuple[fx.Node, int, Tensor] | None:
     """How the value of a movement can be taken from a tensor further up.
 
     Returns:

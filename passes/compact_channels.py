@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxsparse.core.channel_labels import narrowed
+from fxsparse.core.labelled_model import LabelledModel
 from fxsparse.core.records import Captured
 
 from .annotate_shapes import annotate_shapes
 from .rewrite_channels import Box, CannotRewrite, Rewritten, box_of, cut, rewrite_channels
 
 
-def compact_channels(labelled: Any, gone: Tensor) -> tuple[Captured, Tensor, list[str]]:
+def compact_channels(labelled: LabelledModel, gone: Tensor) -> tuple[Captured, Tensor, list[str]]:
     """A model without these channels; the labelled one stays as it is.
 
     Args:
@@ -61,7 +62,7 @@ def compact_channels(labelled: Any, gone: Tensor) -> tuple[Captured, Tensor, lis
     return small, gone, notes
 
 
-def without_refused(labelled: Any, gone: Tensor, refusal: CannotRewrite) -> Tensor:
+def without_refused(labelled: LabelledModel, gone: Tensor, refusal: CannotRewrite) -> Tensor:
     """`gone` without the channels at a node that cannot be rewritten, which are pinned."""
     kept = torch.zeros_like(gone)
     for leaf in _around(labelled, refusal):
@@ -70,7 +71,7 @@ def without_refused(labelled: Any, gone: Tensor, refusal: CannotRewrite) -> Tens
     return gone & ~kept
 
 
-def _around(labelled: Any, refusal: CannotRewrite) -> Iterator[Tensor]:
+def _around(labelled: LabelledModel, refusal: CannotRewrite) -> Iterator[Tensor]:
     """The labels of a node that cannot be rewritten, and of what it reads."""
     labels = labelled.nodes[refusal.mode]
     node = next(item for item in labelled.captured.graphs[refusal.mode].nodes if item.name == refusal.node)
@@ -78,7 +79,7 @@ def _around(labelled: Any, refusal: CannotRewrite) -> Iterator[Tensor]:
         yield from _tensors(labels[name])
 
 
-def never_empty(labelled: Any, gone: Tensor) -> Tensor:
+def never_empty(labelled: LabelledModel, gone: Tensor) -> Tensor:
     """`gone`, less one atom of every tensor that would have nothing left."""
     gone = gone.clone()
     empties = True
@@ -97,7 +98,7 @@ def never_empty(labelled: Any, gone: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _mask_readers(labelled: Any, model: nn.Module, stays: Tensor) -> None:
+def _mask_readers(labelled: LabelledModel, model: nn.Module, stays: Tensor) -> None:
     for source in labelled.space.blocks:
         if "consumer" in labelled.roles.get((source.name, source.dim), ()):
             unread = stays[labelled.space.labels(source, labelled.space.blocks[source][1])].nonzero().reshape(-1)
@@ -105,7 +106,7 @@ def _mask_readers(labelled: Any, model: nn.Module, stays: Tensor) -> None:
             weight.index_fill_(source.dim, unread.to(weight.device), 0)
 
 
-def _cut_tensors(labelled: Any, model: nn.Module, gone: Tensor) -> None:
+def _cut_tensors(labelled: LabelledModel, model: nn.Module, gone: Tensor) -> None:
     """Replaces every parameter and buffer that loses slices, under all its names."""
     boxes: dict[str, Box] = {}
     space = labelled.space

@@ -14,24 +14,24 @@ from torch.utils import _pytree as pytree
 from fxsparse.core.channel_labels import narrowed
 from fxsparse.core.channel_rules import ChannelRule, channel_rule, plain_name
 from fxsparse.core.graphs import attribute, has_effect, operand, operation_name
+from fxsparse.core.labelled_model import LabelledModel, TensorReference
 from fxsparse.core.operations import WEIGHTED
 from fxsparse.core.records import TensorSpec, record_of
 
 from .channel_movement import execute
-from .channel_weights import TensorReference
 from .check_rectangles import is_moved
 
 Constants = dict[str, Any]
 """Node name -> a value of the node's structure, float64, NaN where it is not constant; None where nothing is."""
 
 
-def find_constants(labelled: Any, mode: str) -> Constants:
+def find_constants(labelled: LabelledModel, mode: str) -> Constants:
     """The constants of one mode, for the active weights as they are stored."""
     return _Constants(labelled, mode).run()
 
 
 class _Constants:
-    def __init__(self, labelled: Any, mode: str) -> None:
+    def __init__(self, labelled: LabelledModel, mode: str) -> None:
         self.model = labelled.captured.model
         self.graph: fx.Graph = labelled.captured.graphs[mode]
         self.labels = labelled.nodes.get(mode, labelled.nodes["eval"])

@@ -1,14 +1,13 @@
 """Which channels an unstructured mask has left dead: atoms whose channels no weight reads any more."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from fxsparse.core.channel_labels import LabelSource
+from fxsparse.core.channel_labels import LabelSource, LabelSpace
+from fxsparse.core.labelled_model import LabelledModel
 
 
-def find_dead_channels(labelled: Any, gone: Tensor) -> Tensor:
+def find_dead_channels(labelled: LabelledModel, gone: Tensor) -> Tensor:
     """`gone`, and every exact atom that is read through zeros only, by what is left.
 
     Args:
@@ -37,11 +36,11 @@ def find_dead_channels(labelled: Any, gone: Tensor) -> Tensor:
         gone |= dead
 
 
-def _labels(space: Any, source: LabelSource) -> Tensor:
+def _labels(space: LabelSpace, source: LabelSource) -> Tensor:
     return space.labels(source, space.blocks[source][1])
 
 
-def _read(labelled: Any, source: LabelSource, active: Tensor, gone: Tensor) -> Tensor:
+def _read(labelled: LabelledModel, source: LabelSource, active: Tensor, gone: Tensor) -> Tensor:
     """Which indices of a weight's consuming dimension have an active element in a row that is left."""
     assert source.dim is not None
     other = LabelSource(source.name, 1 - source.dim)

@@ -13,14 +13,14 @@ from torch import Tensor, fx
 
 from fxsparse.core.channel_labels import LabelSource
 from fxsparse.core.graphs import operand
+from fxsparse.core.labelled_model import LabelledModel, TensorReference
 from fxsparse.core.operations import WEIGHTED
 
-from .channel_weights import TensorReference
 from .find_constants import channel_values, find_constants, is_padded
 
 
 @torch.no_grad()
-def fold_constants(labelled: Any) -> bool:
+def fold_constants(labelled: LabelledModel) -> bool:
     """Changes weights and biases of the labelled model in place.
 
     Returns:
@@ -35,9 +35,9 @@ def fold_constants(labelled: Any) -> bool:
             if node.op == "get_attr":
                 readers[str(node.target)] += len(node.users)
             elif node.op == "call_function" and node.target in WEIGHTED:
-                weight = _reference(labelled, mode, operand(node, WEIGHTED[node.target].weight, "weight"))
-                if weight is not None:
-                    uses[weight.name].append((mode, node))
+                reference = _reference(labelled, mode, operand(node, WEIGHTED[node.target].weight, "weight"))
+                if reference is not None:
+                    uses[reference.name].append((mode, node))
     changed = False
     for name, nodes in uses.items():
         weight = labelled.captured.model.get_parameter(name)
@@ -69,7 +69,7 @@ def fold_constants(labelled: Any) -> bool:
     return changed
 
 
-def _reference(labelled: Any, mode: str, node: Any) -> TensorReference | None:
+def _reference(labelled: LabelledModel, mode: str, node: Any) -> TensorReference | None:
     value = labelled.nodes.get(mode, labelled.nodes["eval"])[node.name] if isinstance(node, fx.Node) else None
     return value if isinstance(value, TensorReference) else None
 
@@ -88,7 +88,9 @@ def _read(constants: dict[str, Any], node: fx.Node) -> Tensor | None:
     return known
 
 
-def _own_bias(labelled: Any, nodes: list[tuple[str, fx.Node]], modes: int, readers: dict[str, int]) -> Tensor | None:
+def _own_bias(
+    labelled: LabelledModel, nodes: list[tuple[str, fx.Node]], modes: int, readers: dict[str, int]
+) -> Tensor | None:
     """The bias of a weight that is used once a mode; None where another call reads either."""
     mode, node = nodes[0]
     operation = WEIGHTED[node.target]

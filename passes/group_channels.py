@@ -1,42 +1,18 @@
 """From a captured model to its atoms and groups: which channels can only be removed together."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fxsparse.core.channel_labels import FIXED, LabelSpace
 from fxsparse.core.channel_records import Atom, ChannelGroup, ChannelSlice
+from fxsparse.core.labelled_model import LabelledModel, NodeLabels
 from fxsparse.core.records import Captured
 
 from .check_rectangles import pin_ragged
-from .propagate_channels import NodeLabels, Propagation
-
-
-@dataclass
-class LabelledModel:
-    """A captured model with labels on everything: what compaction works on.
-
-    Attributes:
-        space: the labels, settled.
-        nodes: mode -> labels of every node of that graph.
-        roles: (tensor name, dimension) -> what its slices do.
-        active: weight name -> bool, which of its elements are not masked; of a weight that is not in it, all.
-    """
-
-    captured: Captured
-    space: LabelSpace
-    nodes: dict[str, NodeLabels]
-    roles: dict[tuple[str, int], set[str]]
-    active: dict[str, Tensor] = field(default_factory=dict)
-
-    def active_elements(self, weight: str) -> Tensor:
-        """Which elements of a weight are not masked."""
-        tensor = self.captured.model.get_parameter(weight)
-        return self.active.get(weight, torch.ones((), dtype=torch.bool, device=tensor.device).expand(tensor.shape))
+from .propagate_channels import Propagation
 
 
 def label_channels(captured: Captured) -> LabelledModel:

@@ -1,6 +1,6 @@
 """Runs a shape-annotated graph on channel labels: what is united, what has to stay, and every node's labels.
 
-`propagate_channels` is called again and again until no more labels are united, since what one rule sees (do
+A `Propagation` is run again and again until no more labels are united, since what one rule sees (do
 labels change along this dimension?) depends on unions that others make later. Choices that would lose channels
 are left to a last call, with `deciding=True`.
 
@@ -12,92 +12,28 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx
 
 from fxsparse.core.arguments import map_leaves
-from fxsparse.core.channel_labels import LabelSource, LabelSpace, compressed, fixed, varying_dims
+from fxsparse.core.channel_labels import fixed
 from fxsparse.core.channel_rules import ChannelRule, channel_rule
 from fxsparse.core.graphs import attribute, operation_name
+from fxsparse.core.labelled_model import NodeLabels
 from fxsparse.core.records import TensorSpec, record_of
 
 from .channel_movement import move_labels
 from .channel_operations import OPERATIONS
-from .channel_weights import WEIGHTED_OPERATIONS, TensorReference
-
-NodeLabels = dict[str, Any]
-"""Node name -> labels in the place of every tensor of its value; plain values as they are for the example."""
+from .channel_weights import WEIGHTED_OPERATIONS
+from .label_run import LabelRun, tensors_of
 
 
-class Propagation:
-    """One run over one graph; the functions of the kinds of operations get it as their first argument.
-
-    Attributes:
-        root: what the graph's attributes and submodules refer to.
-        space: the labels; shared by all graphs of a model.
-        deciding: whether to pin and couple where labels still change along a dimension that a rule needs.
-        roles: (tensor name, dimension) -> what its slices do: `"producer"`, `"consumer"`, `"copy"`.
-        direct: names of tensors that take part by their elements, not as a weight.
-        values: labels of every node so far.
-    """
-
-    def __init__(self, root: nn.Module, space: LabelSpace, names: dict[int, str], deciding: bool) -> None:
-        self.root = root
-        self.space = space
-        self.deciding = deciding
-        self.roles: dict[tuple[str, int], set[str]] = {}
-        self.direct: set[str] = set()
-        self.values: dict[fx.Node, Any] = {}
-        self._names = names
+class Propagation(LabelRun):
+    """Gives every node of a graph its labels, by the rule of what it calls."""
 
     def run(self, graph: fx.Graph) -> NodeLabels:
         for node in graph.nodes:
             self.values[node] = self._visit(node)
         return {node.name: value for node, value in self.values.items()}
-
-    # -- what the rules ask -------------------------------------------------------------------------------
-
-    def operands(self, tree: Any) -> Any:
-        """`tree` with every node replaced by its value."""
-        return fx.map_arg(tree, lambda node: self.values[node])
-
-    def elements(self, value: Any) -> Any:
-        """A value with labels for the tensors that it refers to; a tensor of one element is never cut."""
-        return pytree.tree_map(self._elements, value, is_leaf=lambda leaf: isinstance(leaf, TensorReference))
-
-    def _elements(self, leaf: Any) -> Any:
-        if not isinstance(leaf, TensorReference):
-            return leaf
-        if leaf.tensor.numel() <= 1:
-            return fixed(leaf.tensor.shape)
-        self.direct.add(leaf.name)
-        return compressed(self.space.labels(LabelSource(leaf.name), tuple(leaf.tensor.shape)))
-
-    def own_tensor(self, node: fx.Node, attribute_name: str) -> TensorReference | None:
-        """A parameter or buffer of the module that a node calls."""
-        tensor = getattr(attribute(self.root, str(node.target)), attribute_name, None)
-        return self.reference(tensor) if isinstance(tensor, Tensor) else None
-
-    def reference(self, tensor: Tensor) -> TensorReference:
-        return TensorReference(self._names[id(tensor)], tensor)
-
-    def pin_all(self, tree: Any, reason: str) -> None:
-        for leaf in tensors_of(self.elements(tree)):
-            self.space.pin(leaf, reason)
-
-    def pin_where_varying(self, labels: Tensor, dims: Any, reason: str) -> None:
-        """In the last call: labels that change along one of these dimensions have to stay."""
-        if self.deciding and set(varying_dims(labels)) & {dim % labels.ndim for dim in dims}:
-            self.space.pin(labels, reason)
-
-    def couple_where_varying(self, labels: Tensor, dims: Any, reason: str) -> bool:
-        """In the last call: labels that change along one of these dimensions are mixed with one another."""
-        if self.deciding and set(varying_dims(labels)) & {dim % labels.ndim for dim in dims}:
-            self.space.couple(labels, reason)
-            return True
-        return False
-
-    # -- nodes --------------------------------------------------------------------------------------------
 
     def _visit(self, node: fx.Node) -> Any:
         spec = record_of(node).spec
@@ -122,7 +58,7 @@ class Propagation:
             return self.operands(node.args[0])[node.args[1]]
         try:
             result = RULES[rule.kind](self, node, rule) if rule is not None else None
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
             result = None  # arguments that the rule is not written for
         if result is None:
             self.pin_all(self.operands((node.args, node.kwargs)), reason_of(node))
@@ -130,11 +66,11 @@ class Propagation:
         return result
 
 
-def _by_movement(run: Propagation, node: fx.Node, rule: ChannelRule) -> Any:
+def _by_movement(run: LabelRun, node: fx.Node, rule: ChannelRule) -> Any:
     return move_labels(run, node)
 
 
-RULES: dict[str, Callable[[Propagation, fx.Node, ChannelRule], Any]] = {
+RULES: dict[str, Callable[[LabelRun, fx.Node, ChannelRule], Any]] = {
     **OPERATIONS,
     **WEIGHTED_OPERATIONS,
     "movement": _by_movement,
@@ -145,11 +81,6 @@ RULES: dict[str, Callable[[Propagation, fx.Node, ChannelRule], Any]] = {
 def reason_of(node: fx.Node) -> str:
     place = record_of(node).module
     return f"{operation_name(node)} (node {node.name}{f' in {place}' if place else ''})"
-
-
-def tensors_of(tree: Any, kind: type = Tensor) -> list[Any]:
-    leaves = pytree.tree_leaves(tree, is_leaf=lambda leaf: isinstance(leaf, (TensorSpec, TensorReference)))
-    return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
 
 def _as_fixed(spec: Any) -> Any:

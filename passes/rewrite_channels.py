@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 from fxsparse.core.channel_labels import LabelSource, narrowed
 from fxsparse.core.channel_rules import channel_rule
 from fxsparse.core.graphs import copy_graph, drop_unused_arithmetic, operand, operation_name
+from fxsparse.core.labelled_model import LabelledModel, TensorReference
 from fxsparse.core.operations import WEIGHTED
 from fxsparse.core.records import record_of
 
 from .channel_movement import execute
-from .channel_weights import TensorReference
 from .check_rectangles import gather_of, is_moved
 from .rewrite_movement import new_arguments
 
@@ -75,7 +75,7 @@ def cut(tensor: Tensor, box: Box) -> Tensor:
     return tensor
 
 
-def rewrite_channels(labelled: Any, mode: str, gone: Tensor) -> Rewritten:
+def rewrite_channels(labelled: LabelledModel, mode: str, gone: Tensor) -> Rewritten:
     """The graph of one mode without the channels whose labels are `gone` (bool, one a label).
 
     Raises:
@@ -85,7 +85,7 @@ def rewrite_channels(labelled: Any, mode: str, gone: Tensor) -> Rewritten:
 
 
 class _Rewriter:
-    def __init__(self, labelled: Any, mode: str, gone: Tensor) -> None:
+    def __init__(self, labelled: LabelledModel, mode: str, gone: Tensor) -> None:
         self.labelled = labelled
         self.root = self.model = labelled.captured.model
         self.mode = mode

@@ -1,8 +1,8 @@
 """Tries the removal of channels, and pins those at nodes that cannot be rewritten after all."""
 
-from typing import Any
-
 import torch
+
+from fxsparse.core.labelled_model import LabelledModel
 
 from .compact_channels import never_empty, without_refused
 from .rewrite_channels import CannotRewrite, rewrite_channels
@@ -11,7 +11,7 @@ TRIALS = 2
 """How many random halves of the channels are tried."""
 
 
-def try_removal(labelled: Any) -> None:
+def try_removal(labelled: LabelledModel) -> None:
     """Rewrites all graphs without a random half of the channels that may go, a few times over.
 
     The rules say what is mixed with what; whether every view between can be written for fewer channels shows only

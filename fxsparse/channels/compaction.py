@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from ..captured_module import CapturedModule
 from ..core.channel_records import Atom
 from ..core.errors import SelectionError
+from ..core.labelled_model import LabelledModel
 from ..core.records import Captured
 from ..passes.compact_channels import compact_channels
 from ..passes.find_dead_channels import find_dead_channels
 from ..passes.fold_constants import fold_constants
-from ..passes.group_channels import LabelledModel, group_channels, label_channels
+from ..passes.group_channels import group_channels, label_channels
 from .analysis import captured_for_channels
 
 
