@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxsparse.capture.concrete_tracer import ConcreteTracer
 from fxsparse.core.arguments import check_argument
-from fxsparse.core.channel_rules import MODULES
+from fxsparse.core.channel_rules import module_rule
 from fxsparse.core.errors import FxSparseError
 from fxsparse.core.records import Captured, TensorSpec, record_of, specs_of, update_record
 
@@ -43,7 +43,7 @@ def open_leaves(captured: Captured) -> bool:
 
 
 def _may_open(module: nn.Module) -> bool:
-    if type(module) in MODULES or any(parameter.ndim > 1 for parameter in module.parameters()):
+    if module_rule(type(module)) is not None or any(parameter.ndim > 1 for parameter in module.parameters()):
         return False
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(inner, name) for inner in module.modules() for name in hooks):

@@ -43,7 +43,7 @@ class Propagation(LabelRun):
         if node.op == "output":
             self.pin_all(self.operands(node.args), "it is an output of the model")
             return None
-        if node.op.startswith("call") and "out" in node.kwargs:
+        if node.kwargs.get("out") is not None:
             self.pin_all(self.operands((node.args, node.kwargs)), reason_of(node))
         if node.op == "placeholder" or not tensors_of(spec, TensorSpec):
             if node.op == "call_function" and node.target in (operator.setitem, operator.delitem, setattr):

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
-from torchvision.ops import FrozenBatchNorm2d, Permute, StochasticDepth
 
 from .graphs import attribute, operation_name
 from .masking import apply_mask
@@ -119,10 +118,10 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     ),
     "random": (
         nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU,
-        nn.Softshrink, nn.Hardshrink, nn.Threshold, StochasticDepth,
+        nn.Softshrink, nn.Hardshrink, nn.Threshold,
     ),
     "movement": (
-        nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, Permute,
+        nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
         nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
         nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d,
         nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
@@ -130,7 +129,7 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     ),
     "per_channel_norm": (
         nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
-        nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, FrozenBatchNorm2d,
+        nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
     ),
     "prelu": (nn.PReLU,),
     "group_norm": (nn.GroupNorm,),
@@ -156,13 +155,20 @@ MODULES: dict[type[nn.Module], ChannelRule] = {
 }
 """Modules that stay one call in a graph, by exact class: a subclass may do anything in its `forward`."""
 
+ELSEWHERE: dict[str, ChannelRule] = {
+    "torchvision.ops.stochastic_depth.StochasticDepth": ChannelRule("elementwise"),
+    "torchvision.ops.misc.Permute": ChannelRule("movement"),
+    "torchvision.ops.misc.FrozenBatchNorm2d": ChannelRule("per_channel_norm"),
+}
+"""Modules of packages that are not imported for this."""
+
 _OWN_NAMES = ("torch", "_operator", "operator", "math", "builtins")
 
 
 def channel_rule(root: nn.Module, node: fx.Node) -> ChannelRule | None:
     """The row of what a node calls; None where there is none, or where the node looks at plain values only."""
     if node.op == "call_module":
-        return MODULES.get(type(attribute(root, str(node.target))))
+        return module_rule(type(attribute(root, str(node.target))))
     if node.op == "call_method":
         return NAMED.get(plain_name(str(node.target)))
     if node.op != "call_function":
@@ -175,6 +181,11 @@ def channel_rule(root: nn.Module, node: fx.Node) -> ChannelRule | None:
     if module.partition(".")[0] not in _OWN_NAMES and module != "torchvision.ops.stochastic_depth":
         return None
     return NAMED.get(plain_name(operation_name(node)))
+
+
+def module_rule(cls: type[nn.Module]) -> ChannelRule | None:
+    """The row of a class of modules."""
+    return MODULES.get(cls) or ELSEWHERE.get(f"{cls.__module__}.{cls.__qualname__}")
 
 
 def plain_name(name: str) -> str:

@@ -1,5 +1,7 @@
 """The result of the analysis: as data, JSON, table and picture; what it refuses."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -91,6 +93,11 @@ def test_table_and_picture():
     assert "left.weight" in table and "norm-coupled" in table and "3 groups of channels" in table
     dot = groups.dot()
     assert dot.startswith("digraph") and '"left.weight" -> "next.weight"' in dot
+    if shutil.which("dot"):
+        assert "<svg" in groups.svg()
+    else:
+        with pytest.raises(fxsparse.ConfigError, match="Graphviz"):
+            groups.svg()
 
 
 def test_the_model_is_not_touched_and_both_modes_count():
