@@ -1,7 +1,8 @@
 """Removes channels from a labelled model: smaller tensors under the same names, and graphs for them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,23 @@ from .annotate_shapes import annotate_shapes
 from .rewrite_channels import Box, CannotRewrite, Rewritten, box_of, cut, rewrite_channels
 
 
-def compact_channels(labelled: LabelledModel, gone: Tensor) -> tuple[Captured, Tensor, list[str]]:
+@dataclass(frozen=True)
+class Compacted:
+    """A model without some of its channels.
+
+    Attributes:
+        captured: the small model, with shapes.
+        gone: bool, one a label: what has been removed in the end.
+        kept: name of every parameter and buffer that was cut -> per dimension the indices that are left, None where
+            all are: what it takes to move an optimizer's state along, or a small tensor back into the large one.
+    """
+
+    captured: Captured
+    gone: Tensor
+    kept: Mapping[str, Box]
+
+
+def compact_channels(labelled: LabelledModel, gone: Tensor) -> Compacted:
     """A model without these channels; the labelled one stays as it is.
 
     Args:
@@ -24,7 +41,10 @@ def compact_channels(labelled: LabelledModel, gone: Tensor) -> tuple[Captured, T
             cannot be rewritten, stays and is masked: the slices that read it become 0.
 
     Returns:
-        The small model with shapes, what is gone in the end, and a note on each node for whose sake channels stay.
+        The small model, with a note on each node for whose sake channels stay.
+
+    Raises:
+        CannotRewrite: a node that cannot be rewritten although it keeps its channels.
     """
     notes: list[str] = []
     asked = gone
@@ -44,7 +64,7 @@ def compact_channels(labelled: LabelledModel, gone: Tensor) -> tuple[Captured, T
     captured = labelled.captured
     model = copy.deepcopy(captured.model)
     _mask_readers(labelled, model, asked & ~gone)
-    _cut_tensors(labelled, model, gone)
+    kept = _cut_tensors(labelled, model, gone)
     _set_sizes(model, rewritten)
     graphs = {mode: one.graph for mode, one in rewritten.items()}
     graphs.setdefault("train", graphs["eval"])
@@ -59,7 +79,7 @@ def compact_channels(labelled: LabelledModel, gone: Tensor) -> tuple[Captured, T
         captured.mode_readers,
     )
     annotate_shapes(small)
-    return small, gone, notes
+    return Compacted(small, gone, kept)
 
 
 def without_refused(labelled: LabelledModel, gone: Tensor, refusal: CannotRewrite) -> Tensor:
@@ -106,7 +126,7 @@ def _mask_readers(labelled: LabelledModel, model: nn.Module, stays: Tensor) -> N
             weight.index_fill_(source.dim, unread.to(weight.device), 0)
 
 
-def _cut_tensors(labelled: LabelledModel, model: nn.Module, gone: Tensor) -> None:
+def _cut_tensors(labelled: LabelledModel, model: nn.Module, gone: Tensor) -> dict[str, Box]:
     """Replaces every parameter and buffer that loses slices, under all its names."""
     boxes: dict[str, Box] = {}
     space = labelled.space
@@ -140,6 +160,7 @@ def _cut_tensors(labelled: LabelledModel, model: nn.Module, gone: Tensor) -> Non
             owner, _, attribute_name = name.rpartition(".")
             module = model.get_submodule(owner)
             (module._parameters if isinstance(old, nn.Parameter) else module._buffers)[attribute_name] = new
+    return boxes
 
 
 def _set_sizes(model: nn.Module, rewritten: dict[str, Rewritten]) -> None:

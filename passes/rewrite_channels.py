@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxsparse.core.channel_labels import LabelSource, narrowed
 from fxsparse.core.channel_rules import channel_rule
+from fxsparse.core.errors import FxSparseError
 from fxsparse.core.graphs import copy_graph, drop_unused_arithmetic, operand, operation_name
 from fxsparse.core.labelled_model import LabelledModel, TensorReference
 from fxsparse.core.operations import WEIGHTED
@@ -28,11 +29,11 @@ Box = list[Tensor | None]
 """Per dimension the indices that are kept, in order; None where all are."""
 
 
-class CannotRewrite(Exception):
+class CannotRewrite(FxSparseError):
     """A node that cannot be written for these channels; the caller keeps them."""
 
     def __init__(self, mode: str, node: str) -> None:
-        super().__init__(mode, node)
+        super().__init__(f"node {node} of the {mode} graph cannot be written for fewer channels")
         self.mode, self.node = mode, node
 
 

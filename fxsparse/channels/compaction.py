@@ -61,8 +61,7 @@ def compact(
         gone[atom.id] = True
     fold_constants(labelled)
     gone = find_dead_channels(labelled, gone)
-    small, _, _ = compact_channels(labelled, gone)
-    return CapturedModule(_without_captured_attributes(small))
+    return CapturedModule(_without_captured_attributes(compact_channels(labelled, gone).captured))
 
 
 def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:

@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 import fxsparse
+from fxsparse.channels.analysis import captured_for_channels
 from fxsparse.models.channel_nets import CHANNEL_NETS, IMAGE_NETS, example_of
+from fxsparse.passes.compact_channels import compact_channels
+from fxsparse.passes.group_channels import label_channels
+from fxsparse.passes.rewrite_channels import cut
 
 FREE = {
     "chunk, both used": (3, 18),
@@ -140,7 +144,10 @@ def test_nothing_to_remove_changes_nothing_and_twice_is_once(name, tools):
     x = example_of(name).double()
     same = fxsparse.compact(model, x)
     assert all(torch.equal(value, same.state_dict()[key]) for key, value in model.state_dict().items())
-    assert all(map(torch.equal, tools.outputs(model, x), tools.outputs(same, x)))
+    if name == "nn.MultiheadAttention":  # written out, it adds up in another order
+        tools.assert_close(tools.outputs(model, x), tools.outputs(same, x), 1e-14)
+    else:
+        assert all(map(torch.equal, tools.outputs(model, x), tools.outputs(same, x)))
     small = fxsparse.compact(model, x, remove=tools.half_of(fxsparse.channel_groups(model, x)))
     again = fxsparse.compact(small)
     assert {k: v.shape for k, v in small.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}
@@ -184,3 +191,16 @@ def test_image_nets_take_other_sizes_of_image(tools):
         small = fxsparse.compact(model, x, remove=atoms)
         larger = torch.randn(2, 3, 20, 16, dtype=torch.float64)
         tools.assert_close(tools.outputs(tools.masked(model, atoms), larger), tools.outputs(small, larger), 1e-10)
+
+
+def test_what_is_kept_of_every_tensor_is_known(tools):
+    """What an optimizer's state is cut by: the small tensors are these slices of the large ones."""
+    model = tools.randomised(made("cat, split, cat"))
+    x = example_of("cat, split, cat").double()
+    labelled = label_channels(captured_for_channels(model, x))
+    gone = torch.zeros_like(labelled.space.stays)
+    gone[[atom.id for atom in tools.half_of(fxsparse.channel_groups(model, x))]] = True
+    compacted = compact_channels(labelled, gone)
+    for name, tensor in compacted.captured.model.state_dict().items():
+        large = model.state_dict()[name]
+        assert torch.equal(cut(large, compacted.kept.get(name, [None] * large.ndim)), tensor)
