@@ -12,7 +12,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxsparse.core.arguments import map_leaves
 from fxsparse.core.channel_labels import fixed
@@ -24,7 +26,7 @@ from fxsparse.core.records import TensorSpec, record_of
 from .channel_movement import move_labels
 from .channel_operations import OPERATIONS
 from .channel_weights import WEIGHTED_OPERATIONS
-from .label_run import LabelRun, tensors_of
+from .label_run import LabelRun
 
 
 class Propagation(LabelRun):
@@ -45,7 +47,7 @@ class Propagation(LabelRun):
             return None
         if node.kwargs.get("out") is not None:
             self.pin_all(self.operands((node.args, node.kwargs)), reason_of(node))
-        if node.op == "placeholder" or not tensors_of(spec, TensorSpec):
+        if node.op == "placeholder" or _is_plain(spec):
             if node.op == "call_function" and node.target in (operator.setitem, operator.delitem, setattr):
                 self.pin_all(self.operands((node.args, node.kwargs)), reason_of(node))
             if _counts_elements(node):
@@ -85,6 +87,14 @@ def reason_of(node: fx.Node) -> str:
 
 def _as_fixed(spec: Any) -> Any:
     return map_leaves(lambda leaf: fixed(leaf.shape) if isinstance(leaf, TensorSpec) else leaf, spec)
+
+
+def _is_plain(spec: Any) -> bool:
+    """Whether a value holds no tensor: numbers and their like, in containers. Anything else may hide some."""
+    return all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(spec, is_leaf=lambda leaf: leaf is None))
+
+
+_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout, slice, range, type)
 
 
 def _counts_elements(node: fx.Node) -> bool:

@@ -143,14 +143,14 @@ def _components(pairs: Tensor, count: int) -> Tensor:
 
 def fixed(shape: Sequence[int]) -> Tensor:
     """Labels of a tensor that is never cut."""
-    return torch.zeros((), dtype=torch.int64).expand(*shape)
+    return torch.zeros((), dtype=torch.int64).expand(tuple(shape))
 
 
 def along(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     """One label an index of `dim`, the same everywhere else."""
     view = [1] * len(shape)
     view[dim] = -1
-    return vector.reshape(view).expand(*shape)
+    return vector.reshape(view).expand(tuple(shape))
 
 
 def narrowed(labels: Tensor) -> Tensor:

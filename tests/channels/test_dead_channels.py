@@ -129,7 +129,12 @@ def test_everything_dead_but_one_channel_a_layer(tools):
     same(sparse, small, tools)
 
 
-@pytest.mark.parametrize("name", CHANNEL_NETS)
+QUICK = ("residual", "channel shuffle", "cat, split, cat", "grouped convolution", "GLU", "attention", "tied linear")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CHANNEL_NETS]
+)
 def test_unstructured_masks_of_high_sparsity(name, tools):
     torch.manual_seed(0)
     model = tools.randomised(CHANNEL_NETS[name]())
