@@ -8,7 +8,8 @@ import torch
 import fxsparse
 from fxsparse.models.zoo import ZOO, call, tensors
 
-CASES = [name for name, case in ZOO.items() if case.refused is None]
+NAMES = [name for name, case in ZOO.items() if case.refused is None]
+CASES = [pytest.param(name, marks=pytest.mark.slow if at % 3 else ()) for at, name in enumerate(NAMES)]
 
 
 def outputs(model, case):
