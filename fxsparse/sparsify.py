@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .channels.narrowing import narrow
 from .core.errors import (
     AllocationError,
     ConfigError,
@@ -132,6 +133,11 @@ def sparsify(
     }
     UpdateSchedule.for_run(1, **schedule_options)  # refuses bad options before any work
 
+    if method.changes_widths:
+        goal: dict[str, Any] = {"sparsity": None if flops is not None else sparsity, "flops": flops}
+        goal |= {"distribution": distribution, "explicit": explicit, "power": power, "semantics": semantics}
+        goal |= {"include": include, "exclude": exclude, "dense": dense}
+        model = _narrowed(model, example_input, seed, goal)
     captured = trace(model, example_input)
     annotate_shapes(captured)
     sites, uncovered = find_sites(captured)
@@ -143,7 +149,7 @@ def sparsify(
     elif not method.target_sparsity(sparsity):
         sparsities = {site.name: 0.0 for site in sites}
     else:
-        goal: dict[str, Any] = {
+        goal = {
             "dense": stay_dense,
             "explicit": explicit,
             "power": power,
@@ -178,13 +184,14 @@ def _method(
             hint = nearest(name, [*own, *known])
             label = method if isinstance(method, str) else method.name
             raise ConfigError(f"sparsify takes no argument {name!r}, and method {label} no such option{hint}")
-    made = make_method(method, preset_of(semantics), **options)
-    if made.changes_widths:
-        raise ConfigError(
-            f"method {made.name} is another, narrower model, which sparsify does not make of an arbitrary one; build "
-            "yours with smaller widths and take method='dense', or use fxsparse train with a network of fxsparse.models"
-        )
-    return made
+    return make_method(method, preset_of(semantics), **options)
+
+
+def _narrowed(model: nn.Module, example_input: Any, seed: int, goal: Mapping[str, Any]) -> nn.Module:
+    """The model with channels removed at random, as many parameters left as a sparse one has active ones."""
+    sparse = sparsify(model, example_input, "static", verify=False, **goal)
+    masked_out = sum(site.numel - sparse.target_counts[site.name] for site in sparse.sites)
+    return narrow(model, example_input, sum(p.numel() for p in sparse.parameters()) - masked_out, seed)
 
 
 def _sparsities_of(masks: Mapping[str, Tensor], sites: Sequence[WeightSite]) -> dict[str, float]:

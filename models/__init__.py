@@ -3,7 +3,7 @@
 from .char_gru import CharGRU, char_gru
 from .lenet import LeNet5, lenet5
 from .mobilenet_v1 import MobileNetV1, mobilenet_v1
-from .registry import build, canonical, default_width, example_input, names, takes_text
+from .registry import build, canonical, default_width, example_input, has_width, names, takes_text
 from .resnet_cifar import CifarResNet, resnet50_cifar
 from .small_resnet import SmallResNet, small_resnet
 from .wide_resnet import WideResNet, wide_resnet22_2
@@ -20,6 +20,7 @@ __all__ = [
     "char_gru",
     "default_width",
     "example_input",
+    "has_width",
     "lenet5",
     "mobilenet_v1",
     "names",

@@ -88,6 +88,11 @@ def build(name: str, num_classes: int | None = None, in_channels: int | None = N
         raise ConfigError(f"{name}: {error}") from error
 
 
+def has_width(name: str) -> bool:
+    """Whether a network takes the option `width`: those of this package do."""
+    return _known(name) in ENTRIES
+
+
 def default_width(name: str) -> float:
     """The `width` at which a network of this package is itself; its channels are proportional to `width`.
 

@@ -196,7 +196,7 @@ def _training_lines(report: FlopReport, examples: int, arguments: argparse.Names
     name, interval = arguments.method, arguments.update_interval
     method = make_method(name)
     if method.changes_widths:
-        raise ConfigError(f"--method: {name} is another, narrower network; count that one, by its width")
+        raise ConfigError(f"--method: {name} is another, narrower network; count that one")
     UpdateSchedule(interval, 1.0, 0.3)  # refuses a bad interval
     cost = step_cost(report, arguments.exact_backward)
     step = {

@@ -19,7 +19,7 @@ from fxsparse.training.config import TrainConfig
 from fxsparse.training.earlier_run import given_masks, given_weights, load_weights
 from fxsparse.training.next_character import NextCharacter
 from fxsparse.training.schedule import learning_rate
-from fxsparse.training.small_dense import has_width, matching_width, sparse_parameters
+from fxsparse.training.small_dense import matching_width, sparse_parameters
 from fxsparse.training.task import Task, TrainingBatches
 
 GOAL_OPTIONS = ("sparsity", "flops", "distribution", "include", "exclude", "dense")
@@ -49,12 +49,12 @@ class FullSize:
     Attributes:
         flops: of a forward pass of the example.
         weights: elements of all weights that would have a mask.
-        width: the narrower network's.
+        width: the narrower network's; None where channels were removed from the full one.
     """
 
     flops: FlopReport
     weights: int
-    width: float
+    width: float | None
 
 
 @dataclass
@@ -119,8 +119,10 @@ def build(config: TrainConfig) -> Experiment:
     random_state.seed_everything(config.seed)
     full = full_size(task, config) if config.method == "small-dense" else None
     random_state.seed_everything(config.seed)
-    model = task.model(width=full.width) if full else task.model()
-    sparse = sparsify(model, task.example(model), config).to(device)
+    model = task.model(width=full.width) if full and full.width else task.model()
+    sparse = sparsify(model, task.example(model), config, narrowed=full is not None and full.width is not None).to(
+        device
+    )
     weights = given_weights(config)
     if weights is not None:
         load_weights(sparse, weights, str(config.weights_from or config.masks_from))
@@ -145,11 +147,14 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     return (NextCharacter if data.is_text(config.data) else Classification)(config, device)
 
 
-def sparsify(model: nn.Module, example: Any, config: TrainConfig) -> Any:
-    """`fxsparse.sparsify` with the options of `config`, which have its names, and what comes from an earlier run."""
+def sparsify(model: nn.Module, example: Any, config: TrainConfig, narrowed: bool = False) -> Any:
+    """`fxsparse.sparsify` with the options of `config`, which have its names, and what comes from an earlier run.
+
+    `narrowed` says that the model was built as small as `small-dense` wants it.
+    """
     options: dict[str, Any] = {name: getattr(config, name) for name in SPARSIFY_OPTIONS}
     options |= {"semantics": config.semantics_mapping, **_stretched(config)}
-    if config.method == "small-dense":
+    if narrowed:
         return fxsparse.sparsify(model, example, "dense", seed=config.seed, verify=config.verify)
     given = given_masks(config)
     if given:
@@ -167,14 +172,15 @@ def _stretched(config: TrainConfig) -> dict[str, Any]:
 
 
 def full_size(task: Task, config: TrainConfig) -> FullSize:
-    """The task's network, and the width at which it has as many parameters as it would have sparse."""
+    """The task's network, and the width, if it has one, at which it has as many parameters as it would have sparse."""
     assert config.model is not None
-    has_width(config.model)
     model = task.model()
     example = task.example(model)
-    goal = {name: getattr(config, name) for name in GOAL_OPTIONS}
-    base = config.model_options.get("width", models.default_width(config.model))
-    width = matching_width(lambda width: task.model(width=width), base, sparse_parameters(model, example, goal))
+    width = None
+    if models.has_width(config.model):
+        goal = {name: getattr(config, name) for name in GOAL_OPTIONS}
+        base = config.model_options.get("width", models.default_width(config.model))
+        width = matching_width(lambda width: task.model(width=width), base, sparse_parameters(model, example, goal))
     dense = fxsparse.sparsify(model, example, "dense", verify=False)
     return FullSize(fxsparse.count_flops(model, example), sum(site.numel for site in dense.sites), width)
 

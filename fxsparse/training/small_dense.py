@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import fxsparse
-import fxsparse.models as models
 from fxsparse.core.errors import ConfigError
 from fxsparse.core.masking import floor_count
 
@@ -51,16 +50,6 @@ def sparse_parameters(model: nn.Module, example: Any, options: Mapping[str, Any]
     sparse = fxsparse.sparsify(model, example, "static", verify=False, **options)
     removed = sum(floor_count(sparse.target_sparsities[site.name], site.numel) for site in sparse.sites)
     return sum(parameter.numel() for parameter in sparse.parameters()) - removed
-
-
-def has_width(name: str) -> None:
-    """`ConfigError` unless the network called `name` has the option `width`."""
-    try:
-        models.default_width(name)
-    except ConfigError as error:
-        raise ConfigError(
-            f"small-dense scales the widths of a network, and {error}; other networks have to be made narrower by hand"
-        ) from error
 
 
 def _parameters(build: Build, width: float) -> int:

@@ -213,7 +213,7 @@ def before(experiment: Experiment) -> str:
     kept = sum(sparse.target_counts.values() if sparse.method.rewires else sparse.active_counts.values())
     training = planned_cost(sparse, experiment.total_steps)
     flops = sparse.flops().at(sparse.target_counts) if sparse.method.rewires else sparse.flops()
-    width = f", width {experiment.full.width:g}" if experiment.full else ""
+    width = f", width {experiment.full.width:g}" if experiment.full and experiment.full.width else ""
     without = [f"  without a mask: {item.name} ({item.reason})" for item in sparse.uncovered]
     return "\n".join(
         [

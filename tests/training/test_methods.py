@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torchvision.io import write_png
 
 import fxsparse.models as models
 from fxsparse import ConfigError
@@ -142,10 +143,33 @@ def test_a_small_dense_network_has_as_many_parameters_as_the_sparse_one(tmp_path
     assert result.active_weights / 77_072 == pytest.approx(result.density)
 
 
-def test_a_small_dense_network_needs_a_width():
-    with pytest.raises(ConfigError, match=r"small-dense scales the widths .*resnet18 takes no option 'width'"):
-        build(changed(method="small-dense", model="resnet18", model_options={}, data="digits", image_size=32))
-    with pytest.raises(ConfigError, match="even the narrowest network has 1,000 parameters, more than the 999"):
+def test_a_network_without_widths_loses_channels(tmp_path):
+    for split in ("train", "val"):
+        for kind in ("cats", "dogs"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            pixels = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
+            write_png(pixels, str(tmp_path / split / kind / "one.png"))
+    config = changed(
+        method="small-dense",
+        model="resnet18",
+        model_options={},
+        data=f"imagefolder:{tmp_path}",
+        image_size=32,
+        batch_size=2,
+        workers=0,
+    )
+    small = build(config)
+    sparse = build(dataclasses.replace(config, method="static")).sparse
+    wanted = sum(p.numel() for p in sparse.parameters()) - sum(int((~mask).sum()) for mask in sparse.masks.values())
+    parameters = sum(parameter.numel() for parameter in small.sparse.parameters())
+    assert 0.98 * wanted < parameters <= wanted
+    ledger = Ledger.of(small)
+    assert ledger.dense_macs == sparse.flops().dense_macs
+    assert ledger.weights == sum(mask.numel() for mask in sparse.masks.values())
+
+
+def test_the_narrowest_network_may_be_too_large():
+    with pytest.raises(ConfigError, match=r"even the narrowest network has 1,000 parameters, more than the 999"):
         matching_width(lambda width: torch.nn.Linear(1000, 1, bias=False), 1.0, 999)
 
 

@@ -37,8 +37,9 @@ class Dense(Static):
 class SmallDense(Dense):
     """A narrower dense model with as many parameters as the sparse one ("Small-Dense" in the paper).
 
-    FLOP ledger of a training step: `3 f_s`, with f_s the forward pass of the narrow model. The widths are the
-    model's own business: `fxsparse train` builds the networks of `models/` narrower; `sparsify` cannot.
+    FLOP ledger of a training step: `3 f_s`, with f_s the forward pass of the narrow model. The networks of `models/`
+    are built narrower by the command; of any other model `sparsify` removes channels at random, the same share of
+    every group.
     """
 
     name = "small-dense"

@@ -1,4 +1,4 @@
-"""What never rewires: static, dense, lottery tickets over given masks; and small-dense, which sparsify cannot make."""
+"""What never rewires: static, dense, lottery tickets over given masks."""
 
 import pytest
 import torch
@@ -83,10 +83,3 @@ def test_dense_is_the_model_itself_bit_for_bit():
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, sparse.get_parameter(name))
-
-
-def test_small_dense_says_what_to_do():
-    with pytest.raises(
-        ConfigError, match=r"small-dense is another, narrower model.*method='dense', or use fxsparse train"
-    ):
-        fxsparse.sparsify(net(), X, "small-dense")
