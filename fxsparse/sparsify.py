@@ -85,7 +85,7 @@ def sparsify(
         decay: how the drop fraction falls: `"cosine"`, `"constant"`, `"linear"`, `"inverse_power"`.
         decay_power: exponent of the inverse power.
         redistribution: for a method that grows, by what connections move between the layers: the mean magnitude of
-            their active weights' `"gradient"` or `"momentum"`; None is the method's own way.
+            their active weights' `"gradient"` or `"momentum"`, or `"none"`; None is the method's own way.
         semantics: where published implementations differ: the preset `"paper"`, `"rigl-tf"` or `"report"`, a
             `Semantics`, or a mapping of its choices, such as `{"preset": "report", "rounding": "floor"}`.
         masks: weight name -> bool mask of every site, in place of random ones; their densities then take the place of
@@ -113,6 +113,10 @@ def sparsify(
         raise ConfigError("masks bring their own densities; leave sparsity and flops out")
     if method.needs_masks and masks is None:
         raise ConfigError(f"method {method.name} needs masks=, those that a pruning run ended with")
+    if masks is not None and not isinstance(masks, Mapping):
+        raise ConfigError(f"masks: a {type(masks).__name__}; give a mapping from weight names to bool tensors")
+    if masks is not None and (dense or explicit):
+        raise ConfigError(f"masks bring their own densities; leave {'dense' if dense else 'explicit'} out")
     if masks is not None and method.initial_sparsity(0.5) != 0.5:
         raise ConfigError(f"method {method.name} starts dense; masks= is for a method that starts sparse")
     if sparsity is None:

@@ -13,14 +13,18 @@ from fxsparse.training.options import Option
 from fxsparse.training.recipes import RECIPES, recipe_for
 
 
-def add_config_flags(parser: Any, without: Container[str] = ()) -> None:
-    """Add a flag for each option, under the headings of `TrainConfig`, except those named in `without`."""
+def add_config_flags(parser: Any, without: Container[str] = (), defaults: Mapping[str, str] | None = None) -> None:
+    """Add a flag for each option, under the headings of `TrainConfig`, except those named in `without`.
+
+    `defaults` are words for defaults that the command has of its own.
+    """
     group: Any = parser
     for name, option in config_options().items():
         if name in HEADINGS:
             group = parser.add_argument_group(HEADINGS[name])
         if name not in without:
-            _add_flag(group, option)
+            own = (defaults or {}).get(name)
+            _add_flag(group, option, _default_text(option) if own is None else f" (default: {own})")
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -43,10 +47,10 @@ def as_flags(given: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _add_flag(group: Any, option: Option) -> None:
+def _add_flag(group: Any, option: Option, default: str) -> None:
     """One option as a flag; without it the parsed arguments have no such attribute."""
     more: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS}
-    more["help"] = f"{option.help}{_default_text(option)}".replace("%", "%%")
+    more["help"] = f"{option.help}{default}".replace("%", "%%")
     if option.kind is bool:
         group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **more)
     elif option.kind is dict:

@@ -84,7 +84,7 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument("--limit-minutes", type=float, metavar="M", help="save and stop after so long")
     search.add_argument("--table-only", action="store_true", help="write the table of what is finished, train nothing")
     search.add_argument("--no-progress", action="store_true", help="no progress bar")
-    add_config_flags(parser, without=("seed", *SEARCHED))
+    add_config_flags(parser, without=("seed", *SEARCHED), defaults={"validation": "a tenth of them"})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -168,6 +168,7 @@ def _space(arguments: argparse.Namespace, config: TrainConfig) -> Any:
         ConfigError: a range is empty or outside of what the option may be, or there is nothing to search.
     """
     from fxsparse.runtime.methods import make_method
+    from fxsparse.runtime.schedule import PruningSchedule, UpdateSchedule
     from fxsparse.studies.search import Space
 
     low, high = arguments.alpha_range
@@ -189,10 +190,14 @@ def _space(arguments: argparse.Namespace, config: TrainConfig) -> Any:
             raise ConfigError(f"--lr-range {slow:g} {fast:g} is not a range above 0")
         rates = (slow, fast)
     method = make_method(config.method)
-    if method.rewires:
+    schedule = method.schedule(UpdateSchedule(100, 750.0, 0.3), 1000)
+    if method.rewires and isinstance(schedule, UpdateSchedule | PruningSchedule):
         return Space((low, high) if method.grows else None, (first, last, step), rates)
     if rates is None:
-        raise ConfigError(f"method {config.method} never rewires: there is nothing to search without --tune-lr")
+        raise ConfigError(
+            f"method {config.method} has no drop fraction and no update interval: there is nothing to search without "
+            "--tune-lr"
+        )
     return Space(None, None, rates)
 
 

@@ -14,6 +14,7 @@ the paper's appendix on FLOPs) gives a training step, averaged over an update in
 its schedule: rewiring ends at `t_end`, and one step in dT, not in dT + 1, has a dense gradient.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -132,23 +133,33 @@ Phase = tuple[int, FlopReport]
 """Number of steps, and what a forward pass costs during them."""
 
 
-def training_cost(phases: Sequence[Phase], dense_gradient_steps: int, exact_backward: bool = False) -> TrainingCost:
+def training_cost(
+    phases: Sequence[Phase], dense_gradient_steps: int | Sequence[int], exact_backward: bool = False
+) -> TrainingCost:
     """Adds up a run whose densities are constant within each phase.
 
     Args:
         phases: steps and forward pass, in order; one phase where densities do not move.
-        dense_gradient_steps: taken as spread evenly over the steps of the run.
+        dense_gradient_steps: the steps with dense gradients, each with the densities of its phase; or only their
+            number, taken as spread evenly over the steps of the run.
         exact_backward: see `step_cost`.
     """
     steps = sum(length for length, _ in phases)
-    macs = dense = extra = 0
+    macs = dense = spread = start = 0
+    at = None if isinstance(dense_gradient_steps, int) else sorted(dense_gradient_steps)
+    count = dense_gradient_steps if isinstance(dense_gradient_steps, int) else len(dense_gradient_steps)
     for length, report in phases:
         cost = step_cost(report, exact_backward)
+        extra = cost.dense_gradient - cost.sparse
         macs += length * cost.sparse
-        extra += length * (cost.dense_gradient - cost.sparse)
+        spread += length * extra
+        if at is not None:
+            macs += extra * (bisect_left(at, start + length) - bisect_left(at, start))
         dense += length * cost.dense
-    macs += extra * dense_gradient_steps // steps if steps else 0
-    return TrainingCost(steps, dense_gradient_steps, macs, dense, exact_backward)
+        start += length
+    if at is None and steps:
+        macs += spread * count // steps
+    return TrainingCost(steps, count, macs, dense, exact_backward)
 
 
 class Trainable(Protocol):
@@ -192,9 +203,9 @@ def realised_cost(
     """
     steps = rewirer.step_count
     made = [event for event in rewirer.history if event.step < steps]
-    dense_steps = rewirer.method.dense_gradient_steps(rewirer.schedule, steps)
-    if rewirer.method.dense_gradient is Need.UPDATES:
-        dense_steps = min(dense_steps, len(made))
+    dense_steps: int | list[int] = rewirer.method.dense_gradient_steps(rewirer.schedule, steps)
+    if dense_steps and rewirer.method.dense_gradient is Need.UPDATES:
+        dense_steps = [event.step for event in made]
     counts = list(active_counts) or [(0, rewirer.initial_counts), *((event.step + 1, event.active) for event in made)]
     return training_cost(phases_of(sparse.flops(), counts, steps), dense_steps, exact_backward)
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from ..core.errors import ConfigError, nearest
 
-REDISTRIBUTIONS = ("gradient", "momentum")
-"""What a layer's share of the regrowth may go by: the mean magnitude of its active weights' gradient or momentum."""
+REDISTRIBUTIONS = ("none", "gradient", "momentum")
+"""What a layer's share of the regrowth may go by: the mean magnitude of its active weights' gradient or momentum. With
+"none" every layer regrows what it dropped."""
 
 
 def check_redistribution(value: str | None) -> None:

@@ -65,12 +65,15 @@ class Rewirer:
         self._sites = [MaskedSite(module, site, targets[site.name]) for site in module.sites]
         self.initial_counts = self._active_counts()
         self._telemetry = Telemetry(self._sites)
-        self._weights_first = not {
-            "method": method.replaces_update,
-            "gradient": method.dense_gradient is Need.UPDATES,
-            "replaced": True,
-            "first": False,
-        }[semantics.weight_update]
+        self._weights_first = (
+            not method.one_shot
+            and not {
+                "method": method.replaces_update,
+                "gradient": method.dense_gradient is Need.UPDATES,
+                "replaced": True,
+                "first": False,
+            }[semantics.weight_update]
+        )
         self._stashed: list[Tensor | None] | None = None
         self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked"
         self._scaler_skips = False
@@ -304,7 +307,7 @@ class Rewirer:
             self._walked = None
 
     def _warn_of_a_thin_layer(self, site: MaskedSite, active: int) -> None:
-        if active < THIN * site.target or active == 0:
+        if active < THIN * site.target or (active == 0 and site.target > 0):
             self._warn_once(
                 f"{site.name} is about to be emptied: {active} of the {site.target} weights that its allocation gives "
                 f"it are left at step {self.step_count}; a higher density, or dense=({site.name!r},), keeps it"

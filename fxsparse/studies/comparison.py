@@ -241,4 +241,4 @@ def _text(values: Mapping[str, Any], key: str) -> str:
 def _check_keys(values: Mapping[str, Any], known: Any, what: str) -> None:
     for name in values:
         if name not in known:
-            raise ConfigError(f"there is no {what} {name!r}{nearest(str(name), known)}")
+            raise ConfigError(f"{name!r} is not known as {what}{nearest(str(name), known)}")

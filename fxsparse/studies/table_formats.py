@@ -110,7 +110,7 @@ def _legend(table: Table, about: About) -> str:
         f"{table.metric.capitalize()} on the test split ({'higher' if better else 'lower'} is better): mean ± sample "
         f"standard deviation (number of seeds, of {len(seeds)}: {shown(seeds)}). FLOPs are ratios to dense training "
         f"and to a dense forward pass{_dense_cost(table)}. A group reaches to {about.comparison.group_factor:g} times "
-        "the training FLOPs of its cheapest line, and the best mean in it is bold."
+        "the training FLOPs of its cheapest line, and the best mean of several in it is bold."
     )
 
 

@@ -126,7 +126,9 @@ class TrainConfig:
     densities_from: str | None = option(None, "begin with random masks of that run's final densities")
     weights_from: str | None = option(None, "begin with that run's weights; a lottery ticket: those of masks_from")
     rewind: int | None = option(
-        None, "step whose weights they are; by default the run's last, of a lottery ticket 0", within="[0, inf)"
+        None,
+        "step whose weights they are; by default 0 of a lottery ticket's masks_from, else the last",
+        within="[0, inf)",
     )
     include: tuple[str, ...] | None = option(None, "mask only these weights: names, globs, first, last, depthwise")
     exclude: tuple[str, ...] = option((), "leave these weights unmasked and out of the budget")
@@ -185,7 +187,7 @@ class TrainConfig:
     )
     keep_checkpoints: int = option(1, "newest checkpoints kept; 0 keeps all", within="[0, inf)", changeable=True)
     keep_steps: tuple[int, ...] | None = option(
-        None, "steps whose weights are kept for good, 0 for the first ones (default: 0 for pruning)", within="[0, inf)"
+        None, "steps whose weights are kept for good, 0 for the first ones; of pruning always", within="[0, inf)"
     )
     tensorboard: bool = option(True, "write TensorBoard events where it is installed", changeable=True)
     plots: bool = option(True, "draw pictures where matplotlib is installed", changeable=True)
@@ -227,7 +229,14 @@ class TrainConfig:
             raise ConfigError(f"epochs is {self.epochs} and steps is {self.steps}; give one of the two")
         if self.sparsity is not None and self.flops is not None:
             raise ConfigError(f"sparsity is {self.sparsity} and flops is {self.flops}; give one of the two")
-        if self.masks_from is not None and self.densities_from is not None:
+        inherits = [name for name in ("masks_from", "densities_from") if getattr(self, name) is not None]
+        for name in inherits:
+            if self.method in ("dense", "small-dense"):
+                raise ConfigError(f"{name} is given, and method {self.method} is dense; leave it out")
+            if self.flops is not None or self.dense:
+                other = "flops" if self.flops is not None else "dense"
+                raise ConfigError(f"{name} brings its densities along; leave {other} out")
+        if len(inherits) == 2:
             raise ConfigError("masks_from and densities_from are given; give one of the two")
         if self.method == "lottery" and self.masks_from is None:
             raise ConfigError("method lottery needs masks_from, the folder of a finished pruning run")
@@ -246,6 +255,8 @@ class TrainConfig:
 
         make_semantics(self.semantics_mapping)
         options = dict(self.method_options)
+        if self.redistribution is not None and "redistribution" in options:
+            raise ConfigError("redistribution is given twice, by itself and in method_options; give one of the two")
         if self.redistribution is not None:
             options["redistribution"] = self.redistribution
         make_method(self.method, self.semantics, **options)
@@ -263,8 +274,8 @@ class TrainConfig:
             missing.pop("epochs", None)
         if self.flops is not None:
             missing.pop("sparsity", None)
-        if self.keep_steps is None:
-            missing["keep_steps"] = (0,) if self.method == "pruning" else ()
+        kept = {*(self.keep_steps or ()), *((0,) if self.method == "pruning" else ())}
+        missing["keep_steps"] = tuple(sorted(kept))
         return dataclasses.replace(self, **missing)
 
     def to_json(self) -> str:

@@ -7,7 +7,9 @@ report, last group of Table 5).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,78 @@ from fxsparse.training.config import TrainConfig
 from fxsparse.training.run_folder import RunFolder
 
 
-def given_masks(config: TrainConfig) -> dict[str, Any]:
-    """The arguments of `sparsify` that say which masks to begin with, from `masks_from` or `densities_from`."""
-    if config.masks_from is not None:
-        return {"masks": masks_in(read_state(config.masks_from, None))}
+@dataclass(frozen=True)
+class Inheritance:
+    """What a run has from earlier ones; a checkpoint holds it, so that the earlier runs may go.
+
+    Attributes:
+        masks: weight name -> bool mask to begin with, or None.
+        sparsities: weight name -> sparsity to begin with where no masks are given, or None.
+        weights: the parameters and buffers to begin with, by name, or None for freshly initialised ones.
+        cost: folder of each run behind it -> FLOPs of its training, each run once.
+    """
+
+    masks: dict[str, Tensor] | None = None
+    sparsities: dict[str, float] | None = None
+    weights: dict[str, Tensor] | None = None
+    cost: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def goal(self) -> dict[str, Any]:
+        """The arguments of `sparsify` that it stands for."""
+        if self.masks is not None:
+            return {"masks": self.masks}
+        return {} if self.sparsities is None else {"distribution": self.sparsities}
+
+    def to_resume(self) -> dict[str, Any]:
+        """For a checkpoint: what a resumed run cannot take from its own masks and weights."""
+        sparsities = sparsities_of(self.masks) if self.masks is not None else self.sparsities
+        return {"sparsities": sparsities, "cost": self.cost}
+
+
+def inherit(config: TrainConfig) -> Inheritance:
+    """What `config` takes from earlier runs, read from their folders.
+
+    Raises:
+        CheckpointError: a run that is not there, has not finished, or did not keep the step wanted.
+    """
+    masks = masks_in(read_state(config.masks_from, None)) if config.masks_from is not None else None
+    sparsities = None
     if config.densities_from is not None:
-        masks = masks_in(read_state(config.densities_from, None))
-        return {"distribution": {name: 1.0 - float(mask.double().mean()) for name, mask in masks.items()}}
-    return {}
+        sparsities = sparsities_of(masks_in(read_state(config.densities_from, None)))
+    sources = (config.masks_from, config.densities_from, config.weights_from)
+    cost: dict[str, float] = {}
+    for source in sources:
+        if source is not None:
+            cost |= cost_of(source)
+    return Inheritance(masks, sparsities, given_weights(config), cost)
+
+
+def inherit_again(config: TrainConfig, payload: Mapping[str, Any]) -> Inheritance:
+    """What a run that is resumed from the checkpoint `payload` had from earlier ones."""
+    begun = payload["begun_with"]
+    if begun["sparsities"] is None:
+        return Inheritance(cost=begun["cost"])
+    masks = masks_in(payload["model"]) if config.method == "lottery" else None
+    return Inheritance(masks, begun["sparsities"], None, begun["cost"])
+
+
+def sparsities_of(masks: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: 1.0 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
+
+
+def cost_of(source: str) -> dict[str, float]:
+    """Folder -> FLOPs of training, of the run at `source` (a folder or a checkpoint in it) and those behind it."""
+    path = Path(source).resolve()
+    folder = RunFolder(path if path.is_dir() else path.parent.parent)
+    if not folder.result.exists():
+        raise CheckpointError(
+            f"there is no {folder.result}, which says what the training of {source} cost; name the folder of a "
+            "finished run"
+        )
+    result = json.loads(folder.result.read_text())
+    behind = result.get("earlier", {})
+    return behind | {str(folder.path): result["training_flops_total"] - sum(behind.values())}
 
 
 def given_weights(config: TrainConfig) -> dict[str, Tensor] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from fxsparse.flops import FlopReport
 from fxsparse.training import data, random_state
 from fxsparse.training.classification import Classification
 from fxsparse.training.config import TrainConfig
-from fxsparse.training.earlier_run import given_masks, given_weights, load_weights
+from fxsparse.training.earlier_run import Inheritance, inherit, inherit_again, load_weights
 from fxsparse.training.next_character import NextCharacter
 from fxsparse.training.schedule import learning_rate
 from fxsparse.training.small_dense import matching_width, sparse_parameters
@@ -70,6 +70,7 @@ class Experiment:
     optimizer: torch.optim.Optimizer
     rewirer: Any
     scaler: torch.amp.GradScaler
+    inheritance: Inheritance
     full: FullSize | None = None
 
     @property
@@ -104,9 +105,10 @@ class Experiment:
         )
 
 
-def build(config: TrainConfig) -> Experiment:
+def build(config: TrainConfig, saved: Mapping[str, Any] | None = None) -> Experiment:
     """Load the data, build and sparsify the network, make the optimizer and attach the rewirer.
 
+    `saved` is the checkpoint that the run goes on from, whose state is still to be loaded.
     Seeds the global random generators with `config.seed`. Raises an `FxSparseError` for whatever the
     configuration asks for that cannot be had.
     """
@@ -115,17 +117,19 @@ def build(config: TrainConfig) -> Experiment:
     task = make_task(config, device)
     length = config.steps or config.epochs * len(task.train_batches)  # type: ignore[operator]
     total_steps = round(config.extend * length)
+    beyond = [step for step in config.keep_steps or () if step > total_steps]
+    if beyond:
+        raise ConfigError(f"keep_steps: {beyond[0]} is beyond the {total_steps} steps of the run")
+    inheritance = inherit_again(config, saved) if saved else inherit(config)
 
     random_state.seed_everything(config.seed)
     full = full_size(task, config) if config.method == "small-dense" else None
     random_state.seed_everything(config.seed)
     model = task.model(width=full.width) if full and full.width else task.model()
-    sparse = sparsify(model, task.example(model), config, narrowed=full is not None and full.width is not None).to(
-        device
-    )
-    weights = given_weights(config)
-    if weights is not None:
-        load_weights(sparse, weights, str(config.weights_from or config.masks_from))
+    narrowed = full is not None and full.width is not None
+    sparse = sparsify(model, task.example(model), config, inheritance.goal, narrowed).to(device)
+    if inheritance.weights is not None:
+        load_weights(sparse, inheritance.weights, str(config.weights_from or config.masks_from))
     sparse.train()
     optimizer = make_optimizer(sparse.parameters(), config)
     return Experiment(
@@ -138,6 +142,7 @@ def build(config: TrainConfig) -> Experiment:
         optimizer=optimizer,
         rewirer=sparse.attach(optimizer, total_steps=total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
+        inheritance=inheritance,
         full=full,
     )
 
@@ -147,18 +152,20 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
     return (NextCharacter if data.is_text(config.data) else Classification)(config, device)
 
 
-def sparsify(model: nn.Module, example: Any, config: TrainConfig, narrowed: bool = False) -> Any:
-    """`fxsparse.sparsify` with the options of `config`, which have its names, and what comes from an earlier run.
+def sparsify(
+    model: nn.Module, example: Any, config: TrainConfig, inherited: Mapping[str, Any], narrowed: bool = False
+) -> Any:
+    """`fxsparse.sparsify` with the options of `config`, which have its names.
 
-    `narrowed` says that the model was built as small as `small-dense` wants it.
+    `inherited` are the arguments that come from an earlier run; `narrowed` says that the model was built as small as
+    `small-dense` wants it.
     """
     options: dict[str, Any] = {name: getattr(config, name) for name in SPARSIFY_OPTIONS}
     options |= {"semantics": config.semantics_mapping, **_stretched(config)}
     if narrowed:
         return fxsparse.sparsify(model, example, "dense", seed=config.seed, verify=config.verify)
-    given = given_masks(config)
-    if given:
-        options |= {"sparsity": None, "flops": None, **given}
+    if inherited:
+        options |= {"sparsity": None, "flops": None, **inherited}
     return fxsparse.sparsify(model, example, **options)
 
 

@@ -81,7 +81,7 @@ def continue_run(
 
 def _run(start: ResumePoint, progress: bool, say: Callable[[str], None]) -> Result:
     with _threads(start.config.threads):
-        experiment = build(start.config)
+        experiment = build(start.config, start.payload)
         done = start.payload["step"] if start.payload else 0
         if done == experiment.total_steps and start.folder.result.exists():
             say(f"{start.folder.path} has finished already")
@@ -285,6 +285,7 @@ class _Loop:
             "rewirer": parts.rewirer.state_dict(),
             "scaler": parts.scaler.state_dict(),
             "random": random_state.capture(),
+            "begun_with": parts.inheritance.to_resume(),
             "window": self.window,
             "metrics": self.log.pack(),
             "seconds": self._seconds(),

@@ -14,11 +14,9 @@ import torch
 from tabulate import tabulate
 
 from fxsparse.flops import FlopReport, TrainingCost, planned_cost, realised_cost
-from fxsparse.training.config import TrainConfig
 from fxsparse.training.experiment import Experiment
 from fxsparse.training.metrics import MetricLog
 from fxsparse.training.objective import METRICS
-from fxsparse.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,7 @@ class Result:
     ever_active: float = math.nan
     dead_units: int = 0
     width: float | None = None
+    earlier: dict[str, float] = field(default_factory=dict)  # folder -> FLOPs of training, of the runs before it
 
     @property
     def score(self) -> float:
@@ -147,6 +146,7 @@ def collect(experiment: Experiment, log: MetricLog, run_folder: str, seconds: fl
         ever_active=sum(row.explored * row.size for row in telemetry) / ledger.weights,
         dead_units=sum(row.dead_outputs for row in telemetry),
         width=experiment.full.width if experiment.full else None,
+        earlier=experiment.inheritance.cost,
         metric=experiment.task.metric.name,
     )
 
@@ -161,7 +161,7 @@ class Ledger:
         weights: elements of all weights that have, or at full width would have, a mask.
         steps: optimizer steps of the run if it were not extended.
         batch: examples a step.
-        earlier: training FLOPs, over dense, of the runs that masks, densities or weights were taken from.
+        earlier: FLOPs of training the runs that masks, densities or weights were taken from.
     """
 
     examples: int
@@ -180,7 +180,7 @@ class Ledger:
             weights=full.weights if full else sum(mask.numel() for mask in sparse.masks.values()),
             steps=experiment.total_steps / config.extend,
             batch=config.batch_size or 1,
-            earlier=sum(training_flops_of(folder) for folder in earlier_runs(config)),
+            earlier=sum(experiment.inheritance.cost.values()),
         )
 
     def inference(self, flops: FlopReport) -> float:
@@ -188,31 +188,22 @@ class Ledger:
         return flops.macs / self.dense_macs if self.dense_macs else 1.0
 
     def training(self, cost: TrainingCost) -> float:
-        """A run over the dense one."""
-        return cost.macs / (3 * self.dense_macs * self.steps) + self.earlier if self.dense_macs else 1.0
+        """A run, with those before it, over the dense one."""
+        dense = 6 * self.dense_macs * self.steps / self.examples * self.batch
+        return self.total(cost) / dense if dense else 1.0
 
     def total(self, cost: TrainingCost) -> float:
-        """FLOPs of all examples of a run."""
-        return self.training(cost) * 6 * self.dense_macs * self.steps / self.examples * self.batch
-
-
-def earlier_runs(config: TrainConfig) -> set[str]:
-    """The runs that this one begins with something of."""
-    return {run for run in (config.masks_from, config.densities_from, config.weights_from) if run is not None}
-
-
-def training_flops_of(folder: str) -> float:
-    """The training FLOPs over dense of the finished run in `folder`; 0 where no result lies there."""
-    path = RunFolder(folder).result
-    return Result.from_json(path.read_text()).training_flops if path.exists() else 0.0
+        """FLOPs of all examples of a run and of those before it."""
+        return cost.flops / self.examples * self.batch + self.earlier
 
 
 def before(experiment: Experiment) -> str:
     """What is about to be trained: size, achieved sparsity, FLOPs, length."""
     sparse, config, ledger = experiment.sparse, experiment.config, Ledger.of(experiment)
-    kept = sum(sparse.target_counts.values() if sparse.method.rewires else sparse.active_counts.values())
+    goal = sparse.target_counts if sparse.method.starts_dense else sparse.active_counts
+    kept = sum(goal.values())
     training = planned_cost(sparse, experiment.total_steps)
-    flops = sparse.flops().at(sparse.target_counts) if sparse.method.rewires else sparse.flops()
+    flops = sparse.flops().at(goal)
     width = f", width {experiment.full.width:g}" if experiment.full and experiment.full.width else ""
     without = [f"  without a mask: {item.name} ({item.reason})" for item in sparse.uncovered]
     return "\n".join(

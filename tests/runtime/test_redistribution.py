@@ -103,6 +103,6 @@ def test_names_are_checked():
     check_redistribution(None)
     check_redistribution("momentum")
     with pytest.raises(
-        ConfigError, match=r"redistribution: 'momentun' is not one of gradient, momentum; did you mean mo"
+        ConfigError, match=r"redistribution: 'momentun' is not one of none, gradient, momentum; did you mean mo"
     ):
         check_redistribution("momentun")

@@ -99,7 +99,7 @@ LEARNING = {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}
         ("rigl", "gradient", False), ("set", "gradient", True), ("snfs", "gradient", True), ("snip", "gradient", False),
         ("pruning", "gradient", True),
         ("rigl", "replaced", False), ("set", "replaced", False), ("pruning", "replaced", False),
-        ("rigl", "first", True), ("set", "first", True), ("pruning", "first", True), ("snip", "first", True),
+        ("rigl", "first", True), ("set", "first", True), ("pruning", "first", True), ("snip", "first", False),
     ],
 )  # fmt: skip
 def test_whether_weights_move_in_an_update_step(bench, method, choice, moves):

@@ -1,6 +1,7 @@
 """Methods in the command: what a run takes from an earlier one, narrower networks, longer runs, whose choices."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -68,14 +69,44 @@ def test_a_lottery_ticket_has_the_pruning_runs_masks_over_its_first_weights(prun
     static = build(changed(method="static")).sparse
     assert ticket.inference_flops == pytest.approx(static.flops().ratio, rel=1e-3)
     assert ticket.training_flops == pytest.approx(result.training_flops + ticket.inference_flops)
+    assert ticket.earlier == {str(folder): result.training_flops_total}
 
 
 def test_the_cost_of_a_run_includes_those_it_starts_from(pruned):
     folder, result = pruned
     config = changed(method="rigl", masks_from=str(folder), weights_from=str(folder))
     cost = TrainingCost(24, 3, 0, 1)  # of no steps: what is left are the earlier runs, each once
-    assert Ledger.of(build(config)).training(cost) == pytest.approx(result.training_flops)
+    again = dataclasses.replace(config, weights_from=f"{folder}/")
+    for same in (config, again):
+        assert Ledger.of(build(same)).total(cost) == result.training_flops_total
+        assert Ledger.of(build(same)).training(cost) == pytest.approx(result.training_flops)
     assert Ledger.of(build(changed())).training(cost) == 0
+    # FLOPs are added, not ratios: over a run of twice the length they weigh half as much, of twice the batch too.
+    longer, wider = (dataclasses.replace(config, **more) for more in ({"steps": 48}, {"batch_size": 128}))
+    for other in (longer, wider):
+        assert Ledger.of(build(other)).training(cost) == pytest.approx(result.training_flops / 2)
+
+
+def test_a_run_behind_two_others_is_counted_once(pruned, tmp_path):
+    folder, result = pruned
+    ticket = run(changed(method="lottery", masks_from=str(folder)), tmp_path / "ticket")
+    config = changed(method="rigl", masks_from=str(folder), weights_from=str(tmp_path / "ticket"))
+    cost = TrainingCost(24, 3, 0, 1)
+    assert Ledger.of(build(config)).total(cost) == pytest.approx(ticket.training_flops_total)
+    assert ticket.training_flops_total > result.training_flops_total
+
+
+@pytest.mark.parametrize("method", ["lottery", "rigl-sm"])
+def test_a_run_that_has_begun_needs_the_earlier_ones_no_more(pruned, tmp_path, method):
+    folder, _ = pruned
+    copied = tmp_path / "earlier"
+    shutil.copytree(folder, copied)
+    config = changed(method=method, masks_from=str(copied), checkpoint_interval=12, keep_checkpoints=0)
+    whole = run(config, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000024.pt").unlink()
+    shutil.rmtree(copied)
+    again = train(None, tmp_path / "run", resume=True, progress=False, say=lambda line: None)
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(whole, seconds=0)
 
 
 def test_rewinding_to_an_early_step(pruned):
@@ -111,6 +142,12 @@ def test_what_an_earlier_run_must_be(pruned, tmp_path):
         changed(masks_from="a", densities_from="b")
     with pytest.raises(ConfigError, match="rewind is 3, and there is no run"):
         changed(rewind=3)
+    with pytest.raises(ConfigError, match="masks_from is given, and method small-dense is dense"):
+        changed(method="small-dense", masks_from="a")
+    with pytest.raises(ConfigError, match="densities_from brings its densities along; leave dense out"):
+        changed(densities_from="a", dense=("fc",))
+    with pytest.raises(ConfigError, match="keep_steps: 25 is beyond the 24 steps of the run"):
+        build(changed(keep_steps=(25,)))
     with pytest.raises(ConfigError, match=r"do not fit this network: conv1.weight is \(4, 1, 3, 3\) there and \(6, "):
         build(changed(model_options={"width": 6}, weights_from=str(folder)))
     (tmp_path / "half").mkdir()
@@ -205,6 +242,7 @@ def test_method_options_and_semantics_reach_the_runtime():
         ({"semantics_options": {"rounding": "up"}}, "rounding is 'up'; it is one of floor, ceil"),
         ({"semantics": "papers"}, "unknown semantics 'papers'; did you mean paper"),
         ({"method": "static", "redistribution": "momentum"}, "static grows nothing"),
+        ({"redistribution": "none", "method_options": {"redistribution": "gradient"}}, "redistribution is given twice"),
     ],
 )
 def test_wrong_options_of_methods_are_refused_at_once(options, message):

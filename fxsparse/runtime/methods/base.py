@@ -87,8 +87,8 @@ class Method:
     `state_dict`. A start that is denser than the goal: `initial_sparsity`. Fields of the class are its options.
 
     Attributes:
-        redistribution: by what connections move between the sites in a rewiring: None (every site regrows what it
-            dropped), or the mean magnitude of the active weights' `"gradient"` or `"momentum"`. Sites that the
+        redistribution: by what connections move between the sites in a rewiring: None or `"none"` (every site regrows
+            what it dropped), or the mean magnitude of the active weights' `"gradient"` or `"momentum"`. Sites that the
             allocation makes dense stay dense.
     """
 
@@ -106,8 +106,15 @@ class Method:
 
     def __post_init__(self) -> None:
         check_redistribution(self.redistribution)
+        if self.redistribution == "none":
+            self.redistribution = None
 
     # -- before a run -------------------------------------------------------------------------------------
+
+    @property
+    def starts_dense(self) -> bool:
+        """Whether the masks of its goal are found on the way, as those of pruning are."""
+        return self.target_sparsity(0.5) != 0.0 and self.initial_sparsity(0.5) == 0.0
 
     def target_sparsity(self, sparsity: float) -> float:
         """The sparsity to end with when the user asks for `sparsity`."""

@@ -38,7 +38,7 @@ def sparsify(method="rigl", **options):
         (
             "set",
             {"redistribution": "gradients"},
-            "redistribution: 'gradients' is not one of gradient, momentum; did you mean gradient",
+            "redistribution: 'gradients' is not one of none, gradient, momentum; did you mean gradient",
         ),
         ("static", {"redistribution": "gradient"}, "redistribution: static grows nothing"),
         ("dense", {"redistribution": "gradient"}, "redistribution: dense grows nothing"),
