@@ -160,10 +160,10 @@ def sparsify(
     `inherited` are the arguments that come from an earlier run; `narrowed` says that the model was built as small as
     `small-dense` wants it.
     """
-    options: dict[str, Any] = {name: getattr(config, name) for name in SPARSIFY_OPTIONS}
-    options |= {"semantics": config.semantics_mapping, **_stretched(config)}
     if narrowed:
         return fxsparse.sparsify(model, example, "dense", seed=config.seed, verify=config.verify)
+    options: dict[str, Any] = {name: getattr(config, name) for name in SPARSIFY_OPTIONS}
+    options |= {"semantics": config.semantics_mapping, **_stretched(config)}
     if inherited:
         options |= {"sparsity": None, "flops": None, **inherited}
     return fxsparse.sparsify(model, example, **options)
