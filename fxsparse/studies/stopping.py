@@ -19,7 +19,9 @@ class TimeLimit:
 
 @contextmanager
 def stopped_after(minutes: float | None) -> Iterator[TimeLimit]:
-    """Within the block SIGTERM is a `KeyboardInterrupt`, and after `minutes` (None: never) this process gets one.
+    """Within the block SIGINT and SIGTERM are a `KeyboardInterrupt`; after `minutes` (None: never) there is one.
+
+    SIGINT even where the process began with it ignored, as what a shell runs in the background does.
 
     Training holds both back until its step is complete and its state saved (`fxsparse.training.interrupt`).
     Outside the main thread signals cannot be caught, and there is no limit.
@@ -36,7 +38,7 @@ def stopped_after(minutes: float | None) -> Iterator[TimeLimit]:
     def on_signal(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     timer = threading.Timer(minutes * 60, ring) if minutes is not None else None
     if timer is not None:
         timer.daemon = True
@@ -46,4 +48,5 @@ def stopped_after(minutes: float | None) -> Iterator[TimeLimit]:
     finally:
         if timer is not None:
             timer.cancel()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -153,7 +154,11 @@ def make_task(config: TrainConfig, device: torch.device) -> Task:
 
 
 def sparsify(
-    model: nn.Module, example: Any, config: TrainConfig, inherited: Mapping[str, Any], narrowed: bool = False
+    model: nn.Module,
+    example: Any,
+    config: TrainConfig,
+    inherited: Mapping[str, Any] = MappingProxyType({}),
+    narrowed: bool = False,
 ) -> Any:
     """`fxsparse.sparsify` with the options of `config`, which have its names.
 

@@ -148,7 +148,7 @@ def test_ctrl_c_in_a_terminal_saves_and_says_how_to_resume(tmp_path):
 
 
 def test_ctrl_c_before_the_first_step_is_one_line(monkeypatch, capsys):
-    def interrupted(config):
+    def interrupted(config, saved):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fxsparse.training.loop.build", interrupted)
@@ -157,7 +157,7 @@ def test_ctrl_c_before_the_first_step_is_one_line(monkeypatch, capsys):
 
 
 def test_a_warning_of_ours_is_one_line(monkeypatch, capsys):
-    def warned(config):
+    def warned(config, saved):
         warnings.warn("something to know", fxsparse.FxSparseWarning, stacklevel=2)
         raise ConfigError("enough")
 
