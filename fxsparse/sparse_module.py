@@ -117,6 +117,12 @@ class SparseModule(CapturedModule):
         }
 
     @property
+    def target_parameters(self) -> int:
+        """Number of parameters with the allocation's active weights: those, and all that has no mask."""
+        masked_out = sum(site.numel for site in self.sites) - sum(self.target_counts.values())
+        return sum(parameter.numel() for parameter in self.parameters()) - masked_out
+
+    @property
     def densities(self) -> dict[str, float]:
         """Weight name -> fraction of its elements that are active now."""
         counts = self.active_counts

@@ -194,8 +194,7 @@ def _method(
 def _narrowed(model: nn.Module, example_input: Any, seed: int, goal: Mapping[str, Any]) -> nn.Module:
     """The model with channels removed at random, as many parameters left as a sparse one has active ones."""
     sparse = sparsify(model, example_input, "static", verify=False, **goal)
-    masked_out = sum(site.numel - sparse.target_counts[site.name] for site in sparse.sites)
-    return narrow(model, example_input, sum(p.numel() for p in sparse.parameters()) - masked_out, seed)
+    return narrow(model, example_input, sparse.target_parameters, seed)
 
 
 def _sparsities_of(masks: Mapping[str, Tensor], sites: Sequence[WeightSite]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Container, Mapping
 from typing import Any
 
-from fxsparse.core.errors import ConfigError
+from fxsparse.cli.key_values import key_values
 from fxsparse.training.config import HEADINGS, config_options, shown
 from fxsparse.training.options import Option
 from fxsparse.training.recipes import RECIPES, recipe_for
@@ -66,19 +66,10 @@ def _add_flag(group: Any, option: Option, default: str) -> None:
 
 
 class _KeyValues(argparse.Action):
-    """`KEY=VALUE ...` as a dict; a value is read as JSON where it is JSON, else as text."""
+    """`KEY=VALUE ...` as a dict, added to what an earlier flag of the name gave."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
-        pairs = dict(getattr(namespace, self.dest, {}))
-        for text in values:
-            key, equals, value = text.partition("=")
-            if not (key and equals):
-                raise ConfigError(f"{flag} {text!r} is not of the form KEY=VALUE")
-            try:
-                pairs[key] = json.loads(value)
-            except json.JSONDecodeError:
-                pairs[key] = value
-        setattr(namespace, self.dest, pairs)
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **key_values(values, str(flag))})
 
 
 def _default_text(option: Option) -> str:

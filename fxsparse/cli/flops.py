@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fxsparse.cli.key_values import key_values
 from fxsparse.cli.subjects import make_subject
 from fxsparse.core.aten_costs import CATEGORIES
 from fxsparse.core.errors import ConfigError, nearest
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _count(arguments: argparse.Namespace, model: str | None, given: Mapping[str, Any]) -> tuple[str, FlopReport, int]:
     """A title, the report of one configuration, and the number of examples that it is of."""
-    subject = make_subject(model, _key_values(arguments.options), arguments.input, arguments.checkpoint)
+    subject = make_subject(model, key_values(arguments.options, "--options"), arguments.input, arguments.checkpoint)
     plan = {name: value for name, value in given.items() if value is not None}
     if subject.active is not None:
         if "sparsity" in plan or "flops" in plan:
@@ -172,19 +172,6 @@ def _configuration(text: str, arguments: argparse.Namespace) -> FlopReport:
             except ValueError as error:
                 raise ConfigError(f"--compare {text!r}: {key} is {value!r}, not a number") from error
     return _count(arguments, model, given)[1]
-
-
-def _key_values(pairs: Sequence[str]) -> dict[str, Any]:
-    found = {}
-    for text in pairs:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"--options {text!r} is not of the form KEY=VALUE")
-        try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
-            found[key] = value
-    return found
 
 
 def _training_lines(report: FlopReport, examples: int, arguments: argparse.Namespace) -> str:

@@ -14,13 +14,14 @@ import fxsparse
 import fxsparse.models as models
 from fxsparse.core.errors import ConfigError
 from fxsparse.flops import FlopReport
+from fxsparse.runtime.methods import METHODS
 from fxsparse.training import data, random_state
 from fxsparse.training.classification import Classification
 from fxsparse.training.config import TrainConfig
 from fxsparse.training.earlier_run import Inheritance, inherit, inherit_again, load_weights
 from fxsparse.training.next_character import NextCharacter
 from fxsparse.training.schedule import learning_rate
-from fxsparse.training.small_dense import matching_width, sparse_parameters
+from fxsparse.training.small_dense import matching_width
 from fxsparse.training.task import Task, TrainingBatches
 
 GOAL_OPTIONS = ("sparsity", "flops", "distribution", "include", "exclude", "dense")
@@ -176,9 +177,9 @@ def sparsify(
 
 def _stretched(config: TrainConfig) -> dict[str, Any]:
     """The method's options, those that are steps of the run stretched with it."""
-    stretch = {"begin", "end"} if config.method == "pruning" else set()
+    stretched = METHODS[config.method].step_options
     return {
-        name: round(value * config.extend) if name in stretch and isinstance(value, int) and value >= 1 else value
+        name: round(value * config.extend) if name in stretched and isinstance(value, int) and value >= 1 else value
         for name, value in config.method_options.items()
     }
 
@@ -192,7 +193,8 @@ def full_size(task: Task, config: TrainConfig) -> FullSize:
     if models.has_width(config.model):
         goal = {name: getattr(config, name) for name in GOAL_OPTIONS}
         base = config.model_options.get("width", models.default_width(config.model))
-        width = matching_width(lambda width: task.model(width=width), base, sparse_parameters(model, example, goal))
+        sparse = fxsparse.sparsify(model, example, "static", verify=False, **goal)
+        width = matching_width(lambda width: task.model(width=width), base, sparse.target_parameters)
     dense = fxsparse.sparsify(model, example, "dense", verify=False)
     return FullSize(fxsparse.count_flops(model, example), sum(site.numel for site in dense.sites), width)
 

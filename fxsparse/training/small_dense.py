@@ -5,15 +5,12 @@ Evci et al. 2020, section 4 ("Small-Dense"): a dense network with the parameter 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-import fxsparse
 from fxsparse.core.errors import ConfigError
-from fxsparse.core.masking import floor_count
 
 Build = Callable[[float], nn.Module]
 """Width -> the network of that width."""
@@ -38,18 +35,6 @@ def matching_width(build: Build, full: float, wanted: int) -> float:
             f"{wanted:,} of the sparse one; lower the sparsity"
         )
     return low
-
-
-def sparse_parameters(model: nn.Module, example: Any, options: Mapping[str, Any]) -> int:
-    """How many parameters the sparse network would have: the active weights and all that has no mask.
-
-    Args:
-        model: at full width.
-        options: of `sparsify`: `sparsity` or `flops`, `distribution`, `include`, `exclude`, `dense`.
-    """
-    sparse = fxsparse.sparsify(model, example, "static", verify=False, **options)
-    removed = sum(floor_count(sparse.target_sparsities[site.name], site.numel) for site in sparse.sites)
-    return sum(parameter.numel() for parameter in sparse.parameters()) - removed
 
 
 def _parameters(build: Build, width: float) -> int:

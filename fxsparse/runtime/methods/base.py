@@ -16,7 +16,7 @@ from ..masked_site import MaskedSite
 from ..redistribution import check_redistribution, redistribute
 from ..schedule import Schedule, UpdateSchedule
 from ..semantics import Semantics
-from ..update_rules import select
+from ..update_rules import lottery, select
 
 
 class Need(Enum):
@@ -49,6 +49,10 @@ class Moment:
     def generator(self, site: MaskedSite) -> torch.Generator:
         """A CPU generator of its own for each site and step: the same on every rank, and after a resume."""
         return seeded_generator(self.seed, "rewire", self.step, site.name)
+
+    def lottery(self, site: MaskedSite) -> Tensor:
+        """A random number for each position of the site, on its device: the score of a method that grows at random."""
+        return lottery(site.mask.shape, self.generator(site)).to(site.mask.device)
 
     def count(self, site: MaskedSite) -> int:
         """k: how many of the site's connections to rewire."""
@@ -100,6 +104,7 @@ class Method:
     replaces_update: ClassVar[bool] = True  # whether, in its own paper, a rewiring takes the weight update's place
     one_shot: ClassVar[bool] = False  # whether a rewiring that cannot be done has to come later
     needs_masks: ClassVar[bool] = False  # whether the user has to give the masks
+    step_options: ClassVar[tuple[str, ...]] = ()  # options that are steps of the run, and stretch with it
     changes_widths: ClassVar[bool] = False  # whether the model itself has to be another one
 
     redistribution: str | None = None

@@ -16,7 +16,7 @@ from ...core.errors import ConfigError, check_number
 from ...core.masking import seeded_generator
 from ..masked_site import MaskedSite
 from ..schedule import EveryStep, Schedule, UpdateSchedule
-from ..update_rules import deepr_walk, lottery, select
+from ..update_rules import deepr_walk, select
 from .base import Method, Moment, Pattern
 
 
@@ -62,8 +62,7 @@ class DeepR(Method):
         left: list[int] = torch.stack([mask.sum() for mask in kept]).tolist()
         patterns = []
         for site, alive, number in zip(sites, kept, left, strict=True):
-            score = lottery(alive.shape, moment.generator(site)).to(alive.device)
-            woken = select(score, ~alive, site.active - number, largest=True)
+            woken = select(moment.lottery(site), ~alive, site.active - number, largest=True)
             patterns.append(Pattern(alive | woken, site.active, alive))
         return patterns
 

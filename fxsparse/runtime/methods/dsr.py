@@ -15,7 +15,6 @@ from ...core.errors import ConfigError, check_number
 from ...core.masking import floor_count
 from ..masked_site import MaskedSite
 from ..redistribution import redistribute
-from ..update_rules import lottery
 from .base import Method, Moment, Quota
 
 
@@ -72,7 +71,7 @@ class DSR(Method):
             self._threshold /= 2.0
 
     def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
-        return lottery(site.mask.shape, moment.generator(site)).to(site.mask.device)
+        return moment.lottery(site)
 
     def state_dict(self) -> dict[str, Any]:
         return {"threshold": self._threshold}

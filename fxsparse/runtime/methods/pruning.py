@@ -37,6 +37,7 @@ class Pruning(Method):
     summary = "starts dense, drops the smallest weights along a cubic schedule"
     rewires = True
     replaces_update = False
+    step_options = ("begin", "end")
 
     scope: str = "layer"
     begin: float | None = None

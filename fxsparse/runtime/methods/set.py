@@ -6,7 +6,6 @@ Drops the smallest weights, grows at random. FLOP ledger of a training step: `3 
 from torch import Tensor
 
 from ..masked_site import MaskedSite
-from ..update_rules import lottery
 from .base import Method, Moment
 
 
@@ -19,4 +18,4 @@ class SET(Method):
     grows = True
 
     def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
-        return lottery(site.mask.shape, moment.generator(site)).to(site.mask.device)
+        return moment.lottery(site)
