@@ -39,6 +39,9 @@ def make_method(method: str | Method, defaults: str = "paper", **options: Any) -
     if isinstance(method, Method):
         if options:
             raise ConfigError(f"{next(iter(options))}: give it to {type(method).__name__}(...), which was made already")
+        kind = type(method)
+        if method.grows and kind.grow_score is Method.grow_score and kind.new_patterns is Method.new_patterns:
+            raise ConfigError(f"method: {kind.__name__} grows connections; give it a grow_score, or new_patterns")
         return method
     if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"method: {method!r} is not one of {', '.join(METHODS)}{nearest(str(method), METHODS)}")

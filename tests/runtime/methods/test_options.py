@@ -144,3 +144,11 @@ def test_half_precision_weights(name, dtype):
         assert (sparse.weight[~sparse.masks["weight"]] == 0).all()
     assert sparse.active_counts == {"weight": 48 if name == "dense" else 24}
     assert rewirer.step_count == 20
+
+
+def test_a_method_that_grows_by_nothing_is_refused_before_the_first_step():
+    class Half(fxsparse.Method):
+        rewires = grows = True
+
+    with pytest.raises(ConfigError, match="Half grows connections; give it a grow_score, or new_patterns"):
+        fxsparse.sparsify(torch.nn.Linear(4, 4), torch.randn(1, 4), Half())
