@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -83,6 +83,11 @@ class CapturedModule(fx.GraphModule):
     def graphs(self) -> dict[str, fx.Graph]:
         """`"train"` and `"eval"`: the graphs of both modes, the same object where they do not differ."""
         return dict(self._graphs)
+
+    def set_graphs(self, graphs: Mapping[str, fx.Graph]) -> None:
+        """Runs other graphs over the same tree from now on: `"train"` and `"eval"`, which may be one."""
+        self._graphs = dict(graphs)
+        self.recompile()
 
     def train(self, mode: bool = True) -> "CapturedModule":
         super().train(mode)

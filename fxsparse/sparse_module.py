@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -12,13 +13,17 @@ from torch import Tensor, nn
 
 from .captured_module import CapturedModule
 from .channels import compact
+from .channels.analysis import captured_for_channels
+from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
 from .core.errors import RuntimeStateError, SelectionError
 from .core.masking import bernoulli_mask, floor_count, random_mask, seeded_generator
 from .core.records import Captured, Uncovered, WeightSite
 from .flops import FlopReport, count_module, planned_cost
+from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
 from .passes.remove_masks import remove_masks
 from .report import site_report
+from .runtime.compaction import Compaction
 from .runtime.methods import Method
 from .runtime.rewirer import Rewirer
 from .runtime.schedule import Schedule, UpdateSchedule
@@ -36,6 +41,7 @@ class SparseModule(CapturedModule):
         schedule_options: of `UpdateSchedule.for_run`.
         seed: of the initial masks and of every random choice while rewiring.
         semantics: the choices on which published implementations differ.
+        channels: the channel sites, where whole channels are dropped and grown; else None.
         dense_gradient: whether `weight.grad` is dense in the present step (or the magnitude of it); the rewirer
             sets it.
     """
@@ -47,6 +53,7 @@ class SparseModule(CapturedModule):
     schedule_options: dict[str, Any]
     seed: int
     semantics: Semantics
+    channels: ChannelPlan | None
     dense_gradient: bool | str
     _rewirer: Rewirer | None
 
@@ -61,8 +68,12 @@ class SparseModule(CapturedModule):
         seed: int,
         semantics: Semantics | None = None,
         masks: Mapping[str, Tensor] | None = None,
+        channels: ChannelPlan | None = None,
     ) -> None:
-        """`sparsities` are what the method aims at; `masks`, where given, take the place of random ones."""
+        """`sparsities` are what the method aims at; `masks`, where given, take the place of random ones.
+
+        With `channels`, whole channels are dropped and grown, and `masks` have to be given.
+        """
         _refuse_existing_masks(captured.model, sites)
         insert_masks(captured, sites)
         super().__init__(captured)
@@ -73,6 +84,7 @@ class SparseModule(CapturedModule):
         self.schedule_options = dict(schedule_options)
         self.seed = seed
         self.semantics = semantics or Semantics()
+        self.channels = channels
         self.dense_gradient = False
         self._rewirer = None
         for site in self.sites:
@@ -96,8 +108,12 @@ class SparseModule(CapturedModule):
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
-        """Weight name -> bool mask of the weight's shape, in execution order. Change in place only."""
-        return MappingProxyType({site.name: self.get_buffer(site.mask_name) for site in self.sites})
+        """Weight name -> bool mask of the weight's shape, in execution order. Change in place only.
+
+        While training goes on at the compact size, they are copies.
+        """
+        with self._at_full_size():
+            return MappingProxyType({site.name: self.get_buffer(site.mask_name) for site in self.sites})
 
     @property
     def active_counts(self) -> dict[str, int]:
@@ -133,11 +149,30 @@ class SparseModule(CapturedModule):
         """Fraction of the elements of all sites that are masked out now."""
         return 1.0 - sum(self.active_counts.values()) / sum(site.numel for site in self.sites)
 
+    @property
+    def channel_sites(self) -> tuple[ChannelSite, ...]:
+        """The channel sites; none where single weights are dropped and grown."""
+        return self.channels.sites if self.channels is not None else ()
+
+    @property
+    def active_channels(self) -> dict[str, Tensor]:
+        """Channel site -> which of its atoms are active (bool, CPU)."""
+        masks = self.masks
+        return {site.name: alive_in(site, masks) for site in self.channel_sites}
+
     @torch.no_grad()
     def apply_masks_(self) -> None:
-        """Sets every inactive weight to exactly 0 in storage."""
+        """Sets every inactive weight to exactly 0 in storage; of inactive channels, biases and norms too."""
         for site in self.sites:
             self.get_parameter(site.name).masked_fill_(~self.get_buffer(site.mask_name), 0)
+        if self.channels is not None and not any(mask.is_meta for mask in self.masks.values()):
+            for channels, alive in zip(self.channel_sites, self.active_channels.values(), strict=True):
+                clear_carriers(self, channels, ~alive)
+        if self._rewirer is not None:
+            self._rewirer.weights_loaded()
+
+    def _at_full_size(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._rewirer is None else self._rewirer.at_full_size()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As `nn.Module.load_state_dict`; inactive weights are set to 0 afterwards.
@@ -148,9 +183,20 @@ class SparseModule(CapturedModule):
             mask = state_dict.get(site.mask_name)
             if mask is not None and mask.dtype != torch.bool:
                 raise RuntimeStateError(f"{site.mask_name} is {mask.dtype} in this state_dict; a mask is bool")
-        result = super().load_state_dict(state_dict, strict, assign)
-        self.apply_masks_()
+        with self._at_full_size():
+            result = super().load_state_dict(state_dict, strict, assign)
+            self.apply_masks_()
         return result
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.state_dict`. Of a module that trains at the compact size: copies, at the full size."""
+        was_resized = self._rewirer is not None and self._rewirer.is_resized
+        with self._at_full_size():
+            state = super().state_dict(*args, **kwargs)
+            if was_resized:  # these tensors will not stay as they are
+                for key, tensor in state.items():
+                    state[key] = tensor.clone()
+            return state
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -166,7 +212,12 @@ class SparseModule(CapturedModule):
         return self.method.planned_counts(sizes, targets, self.schedule(total_steps), total_steps)
 
     def attach(
-        self, optimizer: torch.optim.Optimizer, total_steps: int, *, update_weights_first: bool | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        *,
+        update_weights_first: bool | None = None,
+        compact: bool = False,
     ) -> Rewirer:
         """Lets the method rewire the masks through `optimizer`'s step hooks; the user's loop stays as it is.
 
@@ -176,6 +227,9 @@ class SparseModule(CapturedModule):
             update_weights_first: on update steps, True lets the optimizer step before rewiring, False has the
                 rewiring take its place; None is as the module's `semantics` say (the paper's: as each method's own
                 paper has it).
+            compact: of a module that is sparse in channels: train at the compact size between rewirings. Parameters
+                then hold the active channels alone, and their shapes change at rewirings; the optimizer's state goes
+                along. What is saved, and what this module reports, is at the full size.
 
         Raises:
             RuntimeStateError: an optimizer that lacks this module's weights or what the method reads, or a second
@@ -186,17 +240,25 @@ class SparseModule(CapturedModule):
         semantics = self.semantics
         if update_weights_first is not None:
             semantics = dataclasses.replace(semantics, weight_update="first" if update_weights_first else "replaced")
-        rewirer = Rewirer(
-            self, optimizer, self.method, self.schedule(total_steps), self.seed, self.target_counts, semantics
-        )
-        self._rewirer = rewirer
-        return rewirer
+        targets: Mapping[str, int] = self.target_counts
+        compaction = None
+        if self.channels is not None:
+            targets = {**targets, **self.channels.targets}
+        if compact:
+            if self.channels is None:
+                raise RuntimeStateError("compact=True is for channels; sparsify with granularity='channel'")
+            labelled = label_channels(captured_for_channels(self))
+            compaction = Compaction(self, optimizer, labelled, self.channels.sites)
+        schedule = self.schedule(total_steps)
+        self._rewirer = Rewirer(self, optimizer, self.method, schedule, self.seed, targets, semantics, compaction)
+        return self._rewirer
 
     # -- reports and rewrites -----------------------------------------------------------------------------
 
     def flops(self) -> FlopReport:
         """What a forward pass of the example costs, dense and at the present densities."""
-        return count_module(self, self.active_counts)
+        with self._at_full_size():
+            return count_module(self, self.active_counts)
 
     def training_flops_ratio(self, total_steps: int) -> float:
         """Planned FLOPs of a training run over those of a dense run of the same length: `planned_cost(...).ratio`.
@@ -219,6 +281,7 @@ class SparseModule(CapturedModule):
     def fold(self) -> CapturedModule:
         """A copy without masks, the zeros in its weights: plain keys, any mode, no runtime."""
         own = copy.deepcopy(self)
+        own.apply_masks_()
         tree = nn.Module()
         mine = inspect.get_annotations(SparseModule)
         tree.__dict__.update({key: value for key, value in own.__dict__.items() if key not in mine})
@@ -249,13 +312,22 @@ class SparseModule(CapturedModule):
     def copy_to(self, model: nn.Module) -> nn.Module:
         """Copies the masked weights and all buffers into a model of the original class, and returns it."""
         self.apply_masks_()
-        own = {id(mask) for mask in self.masks.values()}
-        masks = {name for name, buffer in self.named_buffers(remove_duplicate=False) if id(buffer) in own}
-        model.load_state_dict({key: value for key, value in self.state_dict().items() if key not in masks})
+        with self._at_full_size():
+            own = {id(mask) for mask in self.masks.values()}
+            masks = {name for name, buffer in self.named_buffers(remove_duplicate=False) if id(buffer) in own}
+            model.load_state_dict({key: value for key, value in self.state_dict().items() if key not in masks})
         return model
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._rewirer is not None and self._rewirer.is_resized:
+            return copy.deepcopy(self).__getstate__()
         return super().__getstate__() | {"_rewirer": None, GATE: False}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseModule":
+        with self._at_full_size():
+            own = super().__deepcopy__(memo)
+        assert isinstance(own, SparseModule)
+        return own
 
 
 def _refuse_existing_masks(model: nn.Module, sites: Sequence[WeightSite]) -> None:

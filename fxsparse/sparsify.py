@@ -4,13 +4,16 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .channels.channel_plan import channels_in, first_channels, masks_of, plan_channels, planned_sparsities
 from .channels.narrowing import narrow
+from .core.channel_sites import ChannelPlan
 from .core.errors import (
     AllocationError,
     ConfigError,
@@ -20,7 +23,7 @@ from .core.errors import (
     check_number,
     nearest,
 )
-from .core.records import WeightSite
+from .core.records import Captured, WeightSite
 from .passes.allocate_sparsity import allocate_sparsity
 from .passes.annotate_shapes import annotate_shapes
 from .passes.count_flops import count_flops
@@ -29,6 +32,7 @@ from .passes.select_sites import Selectors, select_sites
 from .passes.solve_flop_budget import solve_flop_budget
 from .passes.trace import trace
 from .passes.verify import verify as verify_outputs
+from .runtime.granularity import check_granularity
 from .runtime.methods import METHODS, Method, make_method
 from .runtime.methods import method_options as list_options
 from .runtime.schedule import UpdateSchedule
@@ -95,7 +99,8 @@ def sparsify(
             density 1 inside the budget.
         explicit: weight name or glob -> sparsity, for sites that are given rather than solved.
         power: exponent on the ER and ERK proportions.
-        granularity: what is dropped and grown as one; `"weight"`.
+        granularity: what is dropped and grown as one: single weights (`"weight"`), or whole channels (`"channel"`),
+            which can be cut out of the graph. `sparsity` is then counted as after cutting them out.
         seed: of the initial masks and of every random choice while rewiring.
         verify: run the example through both models, in eval and train mode, and refuse a difference.
         method_options: options of the method by name, such as `momentum="optimizer"` for `"snfs"`.
@@ -105,8 +110,7 @@ def sparsify(
     """
     method = _method(method, semantics, redistribution, method_options)
     semantics = make_semantics(semantics)
-    if granularity != "weight":
-        raise ConfigError(f"granularity: {granularity!r} is not one of weight")
+    granularity = check_granularity(method, granularity, semantics)
     if sparsity is not None and flops is not None:
         raise ConfigError("sparsity and flops: give one of the two, not both")
     if masks is not None and (sparsity is not None or flops is not None):
@@ -148,7 +152,22 @@ def sparsify(
     sites, stay_dense, uncovered = select_sites(
         captured, sites, uncovered, include=include, exclude=exclude, dense=dense
     )
-    if masks is not None:
+    channels = None
+    if granularity == "channel":
+        channels, sparsities, masks = _channels(
+            captured,
+            sites,
+            method,
+            masks,
+            seed,
+            sparsity=sparsity,
+            flops=flops,
+            distribution=distribution,
+            dense=stay_dense,
+            explicit=explicit,
+            power=power,
+        )
+    elif masks is not None:
         sparsities = _sparsities_of(masks, sites)
     elif not method.target_sparsity(sparsity):
         sparsities = {site.name: 0.0 for site in sites}
@@ -164,7 +183,9 @@ def sparsify(
             sparsity = solve_flop_budget(costs, sites, flops, distribution, **goal)
         sparsities = allocate_sparsity(sites, sparsity, distribution, **goal)
     eager = captured.model
-    sparse = SparseModule(captured, sites, uncovered, sparsities, method, schedule_options, seed, semantics, masks)
+    sparse = SparseModule(
+        captured, sites, uncovered, sparsities, method, schedule_options, seed, semantics, masks, channels
+    )
     if verify and not any(tensor.is_meta for tensor in sparse.parameters()):
         sparse.notes += verify_outputs(captured.name, eager, sparse, example_input)
     for note in sparse.notes:
@@ -189,6 +210,33 @@ def _method(
             label = method if isinstance(method, str) else method.name
             raise ConfigError(f"sparsify takes no argument {name!r}, and method {label} no such option{hint}")
     return make_method(method, preset_of(semantics), **options)
+
+
+def _channels(
+    captured: Captured,
+    sites: Sequence[WeightSite],
+    method: Method,
+    masks: Mapping[str, Tensor] | None,
+    seed: int,
+    *,
+    sparsity: float,
+    flops: float | None,
+    dense: Sequence[str],
+    **how: Any,
+) -> tuple[ChannelPlan, dict[str, float], dict[str, Tensor]]:
+    """The channel sites, the sparsities that follow for the weights, and the masks of the channels to start with."""
+    if not method.target_sparsity(sparsity) or masks is not None:
+        density = 1.0  # all channels, or those of the masks
+    else:
+        density = flops if flops is not None else 1.0 - sparsity
+    plan = plan_channels(captured, sites, density=density, flops=flops is not None, dense=dense, **how)
+    if masks is not None:
+        _sparsities_of(masks, sites)
+        alive = channels_in(plan, sites, masks)
+        plan = replace(plan, targets={name: int(kept.sum()) for name, kept in alive.items()})
+    else:
+        alive = first_channels(plan, seed, start_dense=method.initial_sparsity(0.5) != 0.5)
+    return plan, planned_sparsities(plan, sites, plan.targets), masks_of(plan.sites, sites, alive)
 
 
 def _narrowed(model: nn.Module, example_input: Any, seed: int, goal: Mapping[str, Any]) -> nn.Module:

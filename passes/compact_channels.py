@@ -1,20 +1,21 @@
 """Removes channels from a labelled model: smaller tensors under the same names, and graphs for them."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxsparse.core.channel_labels import narrowed
+from fxsparse.core.graphs import attribute
 from fxsparse.core.labelled_model import LabelledModel
 from fxsparse.core.records import Captured
 
 from .annotate_shapes import annotate_shapes
-from .rewrite_channels import Box, CannotRewrite, Rewritten, box_of, cut, rewrite_channels
+from .rewrite_channels import Box, CannotRewrite, box_of, cut, rewrite_channels
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,50 @@ def compact_channels(labelled: LabelledModel, gone: Tensor) -> Compacted:
     Raises:
         CannotRewrite: a node that cannot be rewritten although it keeps its channels.
     """
+    removal = plan_removal(labelled, gone)
+    captured = labelled.captured
+    model = copy.deepcopy(captured.model)
+    _mask_readers(labelled, model, gone & ~removal.gone)
+    _cut_tensors(model, removal.kept)
+    set_sizes(model, removal.groups, removal.indices)
+    small = Captured(
+        captured.name,
+        model,
+        removal.graphs,
+        captured.example,
+        captured.mechanism,
+        [*captured.notes, *removal.notes],
+        captured.flags,
+        captured.mode_readers,
+    )
+    annotate_shapes(small)
+    return Compacted(small, removal.gone, removal.kept)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is left of a model without some of its channels, before any tensor is cut.
+
+    Attributes:
+        graphs: `"train"` and `"eval"`, for the cut tensors; they have no shapes.
+        gone: bool, one a label: what can be cut out.
+        kept: as of `Compacted`.
+        groups: weight name -> the number of groups of the convolutions with it, where it is another one.
+        indices: attribute name -> index of a gather, which the graphs read.
+        notes: a sentence on each node for whose sake channels stay.
+    """
+
+    graphs: dict[str, fx.Graph]
+    gone: Tensor
+    kept: Mapping[str, Box]
+    groups: Mapping[str, int]
+    indices: Mapping[str, Tensor]
+    notes: Sequence[str]
+
+
+def plan_removal(labelled: LabelledModel, gone: Tensor) -> Removal:
+    """How the model is to be written without these channels; arguments and errors as of `compact_channels`."""
     notes: list[str] = []
-    asked = gone
     while True:
         gone = never_empty(labelled, gone)
         try:
@@ -61,25 +104,11 @@ def compact_channels(labelled: LabelledModel, gone: Tensor) -> Compacted:
                 raise
             gone = left
             notes.append(f"channels at node {refusal.node} stay: it cannot be written for fewer")
-    captured = labelled.captured
-    model = copy.deepcopy(captured.model)
-    _mask_readers(labelled, model, asked & ~gone)
-    kept = _cut_tensors(labelled, model, gone)
-    _set_sizes(model, rewritten)
     graphs = {mode: one.graph for mode, one in rewritten.items()}
     graphs.setdefault("train", graphs["eval"])
-    small = Captured(
-        captured.name,
-        model,
-        graphs,
-        captured.example,
-        captured.mechanism,
-        [*captured.notes, *notes],
-        captured.flags,
-        captured.mode_readers,
-    )
-    annotate_shapes(small)
-    return Compacted(small, gone, kept)
+    groups = {name: count for one in rewritten.values() for name, count in one.groups.items()}
+    indices = {name: index for one in rewritten.values() for name, index in one.indices.items()}
+    return Removal(graphs, gone, _boxes(labelled, gone), groups, indices, notes)
 
 
 def without_refused(labelled: LabelledModel, gone: Tensor, refusal: CannotRewrite) -> Tensor:
@@ -126,8 +155,8 @@ def _mask_readers(labelled: LabelledModel, model: nn.Module, stays: Tensor) -> N
             weight.index_fill_(source.dim, unread.to(weight.device), 0)
 
 
-def _cut_tensors(labelled: LabelledModel, model: nn.Module, gone: Tensor) -> dict[str, Box]:
-    """Replaces every parameter and buffer that loses slices, under all its names."""
+def _boxes(labelled: LabelledModel, gone: Tensor) -> dict[str, Box]:
+    """What is kept of every parameter and buffer that loses slices."""
     boxes: dict[str, Box] = {}
     space = labelled.space
     for source, (_, shape) in space.blocks.items():
@@ -139,10 +168,14 @@ def _cut_tensors(labelled: LabelledModel, model: nn.Module, gone: Tensor) -> dic
         if source.dim is None:
             box = own
         else:
-            box = boxes.get(source.name) or [None] * model.get_parameter(source.name).ndim
+            box = boxes.get(source.name) or [None] * attribute(labelled.captured.model, source.name).ndim
             box[source.dim] = own[0]
         boxes[source.name] = box
-    boxes = {name: box for name, box in boxes.items() if any(kept is not None for kept in box)}
+    return {name: box for name, box in boxes.items() if any(kept is not None for kept in box)}
+
+
+def _cut_tensors(model: nn.Module, boxes: Mapping[str, Box]) -> None:
+    """Replaces every parameter and buffer that loses slices, under all its names."""
     replaced: dict[int, Tensor] = {}
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     by_id: dict[int, list[str]] = {}
@@ -160,16 +193,13 @@ def _cut_tensors(labelled: LabelledModel, model: nn.Module, gone: Tensor) -> dic
             owner, _, attribute_name = name.rpartition(".")
             module = model.get_submodule(owner)
             (module._parameters if isinstance(old, nn.Parameter) else module._buffers)[attribute_name] = new
-    return boxes
 
 
-def _set_sizes(model: nn.Module, rewritten: dict[str, Rewritten]) -> None:
-    """The numbers of channels that modules know of themselves, and the indices of gathers."""
-    groups = {name: count for one in rewritten.values() for name, count in one.groups.items()}
+def set_sizes(model: nn.Module, groups: Mapping[str, int], indices: Mapping[str, Tensor]) -> None:
+    """Sets the numbers of channels that modules know of themselves, and the indices of gathers."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    for one in rewritten.values():
-        for name, index in one.indices.items():
-            model.register_buffer(name, index.to(device), persistent=False)
+    for name, index in indices.items():
+        model.register_buffer(name, index.to(device), persistent=False)
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")  # an attribute may compute it, and move statistics
         if not isinstance(weight, Tensor):

@@ -1,4 +1,4 @@
-"""Benchmarks: `python tools/bench.py flops` times counting beside PyTorch's own counter."""
+"""Benchmarks: `python tools/bench.py flops` times counting, `struct` what cutting out channels is worth."""
 
 import argparse
 import gc
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bench_struct
 import torch
 import torchvision
 from tabulate import tabulate
@@ -69,6 +70,9 @@ def main() -> int:
     )
     flops.add_argument("--repeats", type=int, default=15)
     flops.set_defaults(run=bench_flops)
+    struct = commands.add_parser("struct", help="channels: dense, masked, compact, an ordinary model of those widths")
+    bench_struct.add_arguments(struct)
+    struct.set_defaults(run=bench_struct.bench_struct)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.run(arguments)

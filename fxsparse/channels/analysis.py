@@ -1,5 +1,6 @@
 """`channel_groups`: from a model or a captured module to its groups of channels."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -37,16 +38,29 @@ def channel_groups(model: nn.Module, example_input: Any = None) -> ChannelGroups
 def captured_for_channels(model: nn.Module, example_input: Any = None) -> Captured:
     """The graphs of a model with shapes; of a captured module they are copies, its tensors are its own."""
     if isinstance(model, CapturedModule):
-        graphs = {"eval": copy_graph(model.graphs["eval"])}
-        shared = model.graphs["train"] is model.graphs["eval"]
-        graphs["train"] = graphs["eval"] if shared else copy_graph(model.graphs["train"])
-        captured = Captured(
-            model._get_name(), model, graphs, model.example, model.capture, model.notes, model.flags, model.mode_readers
+        return opened(
+            Captured(
+                model._get_name(),
+                model,
+                model.graphs,
+                model.example,
+                model.capture,
+                model.notes,
+                model.flags,
+                model.mode_readers,
+            )
         )
-    elif example_input is None:
+    if example_input is None:
         raise InputError(f"example_input: {type(model).__name__} is not captured yet; give an input that it takes")
-    else:
-        captured = trace(model, example_input)
+    return opened(trace(model, example_input))
+
+
+def opened(captured: Captured) -> Captured:
+    """A copy of the graphs over the same tensors, with shapes, in which small modules are written out."""
+    graphs = {"eval": copy_graph(captured.graphs["eval"])}
+    shared = captured.graphs["train"] is captured.graphs["eval"]
+    graphs["train"] = graphs["eval"] if shared else copy_graph(captured.graphs["train"])
+    captured = replace(captured, graphs=graphs)
     annotate_shapes(captured)
     open_leaves(captured)
     if open_attention(captured):

@@ -12,14 +12,19 @@ import math
 import torch
 from torch import Tensor
 
+STORED = ("stored", "stored magnitude")
+"""Values of the gate under which the weight is read as it is stored, and gets the gradient of every position."""
+
 
 class _MaskedWeight(torch.autograd.Function):
-    """weight, mask -> weight * mask; the backward pass masks the gradient unless `dense_gradient`."""
+    """weight, mask -> weight * mask, or the stored weight; backward masks the gradient unless `dense_gradient`."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(weight: Tensor, mask: Tensor, dense_gradient: bool | str) -> Tensor:
+        if dense_gradient in STORED:
+            return weight.clone(memory_format=torch.preserve_format)
         product = weight * mask
         # Of a dimension of size one the product may have another stride than the weight, and a convolution then
         # takes another kernel, whose sums differ in the last bit.
@@ -38,7 +43,7 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        if ctx.dense_gradient == "magnitude":
+        if ctx.dense_gradient in ("magnitude", "stored magnitude"):
             return gradient.abs(), None, None
         if ctx.dense_gradient:
             return gradient, None, None
@@ -55,7 +60,8 @@ def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool | str = False)
         dense_gradient: whether `weight` receives the gradient of every position (update steps) or only
             that of the active ones. A plain Python value, so that a compiler sees two variants and no more.
             `"magnitude"` gives the absolute value at every position: what accumulates over micro-batches, and is
-            averaged over replicas, is then the magnitude.
+            averaged over replicas, is then the magnitude. `"stored"` and `"stored magnitude"` are as True and
+            `"magnitude"`, of the weight as it is stored: what stands at inactive positions takes part.
 
     Returns:
         A new tensor of the weight's shape and dtype.

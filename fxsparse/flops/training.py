@@ -31,6 +31,7 @@ AVERAGE_STEP: dict[str, Callable[[float, float, int], float]] = {
     "static": lambda f_s, f_d, interval: 3 * f_s,
     "set": lambda f_s, f_d, interval: 3 * f_s,
     "rigl": lambda f_s, f_d, interval: (3 * interval * f_s + 2 * f_s + f_d) / (interval + 1),
+    "rigl-struct": lambda f_s, f_d, interval: (3 * interval * f_s + 2 * f_s + f_d) / (interval + 1),
     "rigl-sg": lambda f_s, f_d, interval: (3 * interval * f_s + 2 * f_s + f_d) / (interval + 1),
     "rigl-sm": lambda f_s, f_d, interval: (3 * interval * f_s + 2 * f_s + f_d) / (interval + 1),
     "snfs": lambda f_s, f_d, interval: 2 * f_s + f_d,

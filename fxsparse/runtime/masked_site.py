@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..core.channel_sites import ChannelSite
 from ..core.records import WeightSite
 
 
@@ -20,9 +21,14 @@ class MaskedModule(Protocol):
     dense_gradient: bool | str
     _rewirer: Any
 
+    @property
+    def channel_sites(self) -> tuple[ChannelSite, ...]: ...
+
     def get_parameter(self, target: str) -> nn.Parameter: ...
 
     def get_buffer(self, target: str) -> Tensor: ...
+
+    def get_submodule(self, target: str) -> nn.Module: ...
 
 
 class MaskedSite:
@@ -56,6 +62,18 @@ class MaskedSite:
             self._active = int(mask.sum())
             self._counted = (mask, mask._version)
         return self._active
+
+    def magnitude(self) -> Tensor:
+        """The magnitude of each weight, of the weight's shape."""
+        return self.weight.detach().abs()
+
+    def dead_units(self) -> tuple[int, int, int, int]:
+        """Output units (rows, filters) without an active weight, all of them; the same of input units. Waits."""
+        mask = self.mask
+        inputs, outputs = mask.transpose(0, 1).flatten(1).any(1), mask.flatten(1).any(1)
+        if self.output_dim == 1:
+            inputs, outputs = outputs, inputs
+        return int((~outputs).sum()), len(outputs), int((~inputs).sum()), len(inputs)
 
     def gradient(self) -> Tensor | None:
         """The gradient in `weight.grad`, at all positions on update steps; None where there was none."""

@@ -12,7 +12,8 @@ does not count.
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +21,10 @@ import torch
 from torch import Tensor
 
 from ..core.errors import FxSparseWarning, RuntimeStateError
+from .channel_state import ChannelState
+from .compaction import Compaction
 from .history import History, Rewiring
+from .masked_channels import MaskedChannels
 from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need, Pattern
 from .optimizer_check import check_optimizer
@@ -51,7 +55,9 @@ class Rewirer:
         seed: int,
         targets: Mapping[str, int],
         semantics: Semantics,
+        compaction: Compaction | None = None,
     ) -> None:
+        """`targets` are active connections by site; with a `compaction`, training goes on at the compact size."""
         check_optimizer(module, optimizer)
         method.check(optimizer)
         self.method = copy.deepcopy(method)  # what it remembers is this run's
@@ -62,7 +68,13 @@ class Rewirer:
         self.skipped_updates = 0
         self._module = module
         self._optimizer = optimizer
-        self._sites = [MaskedSite(module, site, targets[site.name]) for site in module.sites]
+        self._weights = [MaskedSite(module, site, targets.get(site.name, site.numel)) for site in module.sites]
+        self._channels: ChannelState | None = None
+        self._sites: list = self._weights
+        if module.channel_sites:
+            self._channels = ChannelState(module, optimizer, module.channel_sites, seed, compaction)
+            score = semantics.channel_score
+            self._sites = [MaskedChannels(self._channels, s, targets[s.name], score) for s in module.channel_sites]
         self.initial_counts = self._active_counts()
         self._telemetry = Telemetry(self._sites)
         self._weights_first = (
@@ -87,6 +99,8 @@ class Rewirer:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        if compaction is not None:
+            self._handles += compaction.hooks()
         self._set_gate()
 
     # -- what the user reads ------------------------------------------------------------------------------
@@ -115,11 +129,34 @@ class Rewirer:
 
     def detach(self) -> None:
         """Removes the hooks; the masks stay as they are, and the module can be attached anew."""
+        if self._channels is not None:
+            self._channels.full_size()
+            self._channels.close()
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._module.dense_gradient = False
         self._module._rewirer = None
+
+    def weights_loaded(self) -> None:
+        """Called when somebody has loaded the module's weights or masks: channels that were open are opened anew."""
+        if self._channels is not None and self._channels.is_open:
+            self._channels.is_open = False
+            self._channels.open(self.step_count)
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether the module has another size than its own now, or other values at inactive channels than 0."""
+        return self._channels is not None and (self._channels.is_small or self._channels.is_open)
+
+    @contextmanager
+    def at_full_size(self) -> Iterator[None]:
+        """The module and the optimizer's state at their full size for a while, with inactive channels at 0."""
+        if self._channels is None:
+            yield
+        else:
+            with self._channels.at_full_size():
+                yield
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resumption needs beside the module's and the optimizer's own state."""
@@ -195,16 +232,18 @@ class Rewirer:
             return
         if self._rewired_now:
             self._stashed = [None if g is None else g.clone() for g in self._gradients(self._sites)]
+            if self._channels is not None:
+                self._channels.close()
         dense = always or (self._rewired_now and self.method.dense_gradient is Need.UPDATES)
         if dense:
-            for site in self._sites:
+            for site in self._weights:
                 site.mask_gradient_(only_infinite=self.method.feeds_optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if self._scaler_skips:
             return
         if self._remask_every_step:
-            for site in self._sites:
+            for site in self._weights:
                 site.apply_mask_()
         if self._stashed is not None:
             self._rewire(self._stashed)
@@ -270,6 +309,8 @@ class Rewirer:
         zeroed = self.semantics.regrown == "zeroed"
         counts, norms = [], []
         self._telemetry.observe()
+        if self._channels is not None:
+            self._channels.open(moment.step)
         for site, pattern, gradient in zip(sites, patterns, gradients, strict=True):
             self._warn_of_a_thin_layer(site, pattern.active)
             kept = pattern.kept if zeroed else None
@@ -277,6 +318,8 @@ class Rewirer:
             counts.append(grown.sum())
             if gradient is not None and self.method.dense_gradient is not Need.NEVER:
                 norms.append((gradient.float() * grown).norm())
+        if self._channels is not None:
+            self._channels.close()
         self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
 
     def _record(self, moment: Moment, sites: list[MaskedSite], counts: Tensor, norms: Tensor | None = None) -> None:
@@ -284,7 +327,7 @@ class Rewirer:
         self._history.add(moment.step, moment.fraction, names, counts, self._active_counts(), norms)
 
     def _active_counts(self) -> dict[str, int]:
-        return {site.name: site.active for site in self._sites}
+        return {site.name: site.active for site in self._weights}
 
     @torch.no_grad()
     def _walk(self) -> None:
@@ -315,25 +358,36 @@ class Rewirer:
 
     def _skip(self, moment: Moment, reason: str) -> None:
         self.skipped_updates += 1
+        if self._channels is not None:
+            self._channels.close()
         self._history.add_skipped(moment.step, moment.fraction, reason, self._active_counts())
 
     def _notice_stray_weights(self) -> None:
-        stray = torch.stack([site.stray_weights() for site in self._sites]).tolist()
+        stray = torch.stack([site.stray_weights() for site in self._weights]).tolist()
         if any(stray):
-            name = next(site.name for site, count in zip(self._sites, stray, strict=True) if count)
+            name = next(site.name for site, count in zip(self._weights, stray, strict=True) if count)
             self._remask_every_step = True
             self._warn_once(
                 f"{type(self._optimizer).__name__} moved inactive weights ({name}); "
                 "they are set back to 0 after every step"
             )
-            for site in self._sites:
+            for site in self._weights:
                 site.apply_mask_()
 
     def _set_gate(self) -> None:
         need = self.method.dense_gradient
         on_update = need is Need.UPDATES and self.is_update_step()
         magnitude = on_update and self.semantics.gradient == "magnitude" and not self._weights_first
-        self._module.dense_gradient = "magnitude" if magnitude else need is Need.ALWAYS or on_update
+        gate = "magnitude" if magnitude else need is Need.ALWAYS or on_update
+        if self._channels is not None:
+            if not self.is_update_step():
+                self._channels.compact_size()
+            else:
+                self._channels.full_size()
+                if on_update:
+                    self._channels.open(self.step_count)
+                    gate = "stored magnitude" if magnitude else "stored"
+        self._module.dense_gradient = gate
 
     def _warn_once(self, message: str) -> None:
         kind = message.split(":")[0].split(" at step")[0]

@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "start": ("after", "on", "zero"),
     "initial_masks": ("exact", "bernoulli"),
     "dense_sites": ("inside", "outside"),
+    "channel_score": ("mean_of_magnitudes", "magnitude_of_mean"),
 }
 """Choice -> the values it may take."""
 
@@ -48,6 +49,8 @@ class Semantics:
         initial_masks: `"exact"` counts, or `"bernoulli"`: every weight by its own coin.
         dense_sites: sites that are named dense count `"inside"` the budget, so that the others make up for them, or
             `"outside"`.
+        channel_score: at the granularity of channels, a channel's weights and gradients enter by the
+            `"mean_of_magnitudes"` or by the `"magnitude_of_mean"`.
     """
 
     rounding: str = "floor"
@@ -59,6 +62,7 @@ class Semantics:
     start: str = "after"
     initial_masks: str = "exact"
     dense_sites: str = "inside"
+    channel_score: str = "mean_of_magnitudes"
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -85,6 +89,7 @@ PRESETS: dict[str, Semantics] = {
         start="on",
         initial_masks="bernoulli",
         dense_sites="outside",
+        channel_score="magnitude_of_mean",
     ),
 }
 """Preset -> its choices."""

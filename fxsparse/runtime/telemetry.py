@@ -65,10 +65,7 @@ class Telemetry:
         return [self._read_site(site, rewirings) for site in self._sites]
 
     def _read_site(self, site: MaskedSite, rewirings: Sequence[Any]) -> SiteTelemetry:
-        mask = site.mask
-        inputs, outputs = mask.transpose(0, 1).flatten(1).any(1), mask.flatten(1).any(1)
-        if site.output_dim == 1:
-            inputs, outputs = outputs, inputs
+        dead_outputs, outputs, dead_inputs, inputs = site.dead_units()
         shares = [
             record.changed[site.name] / max(record.active.get(site.name, site.active), 1)
             for record in rewirings
@@ -81,10 +78,10 @@ class Telemetry:
             size=site.size,
             explored=int(self._ever[site.name].sum()) / site.size,
             churn=sum(shares) / len(shares) if shares else 0.0,
-            dead_outputs=int((~outputs).sum()),
-            outputs=len(outputs),
-            dead_inputs=int((~inputs).sum()),
-            inputs=len(inputs),
+            dead_outputs=dead_outputs,
+            outputs=outputs,
+            dead_inputs=dead_inputs,
+            inputs=inputs,
             grown_gradient_norm=norms[-1] if norms else None,
         )
 

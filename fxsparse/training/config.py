@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from fxsparse.core.errors import ConfigError, nearest
+from fxsparse.runtime.granularity import GRANULARITIES, check_granularity
 from fxsparse.runtime.semantics import make_semantics
 from fxsparse.training.options import Option, check_choice, option, options_of
 from fxsparse.training.recipes import recipe_for
@@ -46,6 +47,11 @@ def redistribution_names() -> list[str]:
     from fxsparse.runtime.redistribution import REDISTRIBUTIONS
 
     return list(REDISTRIBUTIONS)
+
+
+def granularity_names() -> list[str]:
+    """What can be dropped and grown as one."""
+    return list(GRANULARITIES)
 
 
 def semantics_names() -> list[str]:
@@ -100,6 +106,12 @@ class TrainConfig:
 
     # sparsity
     method: str = option("rigl", "how the masks come about", choices=method_names)
+    granularity: str = option(
+        "weight", "what is dropped and grown as one: single weights, or whole channels", choices=granularity_names
+    )
+    compact: bool = option(
+        False, "of channels: train with those that are active only, at the compact size", changeable=True
+    )
     sparsity: float | None = option(
         None, "share of the weights that is removed, where flops is not given", within="[0, 1)"
     )
@@ -253,13 +265,18 @@ class TrainConfig:
     def _check_method(self) -> None:
         from fxsparse.runtime.methods import make_method
 
-        make_semantics(self.semantics_mapping)
+        semantics = make_semantics(self.semantics_mapping)
         options = dict(self.method_options)
         if self.redistribution is not None and "redistribution" in options:
             raise ConfigError("redistribution is given twice, by itself and in method_options; give one of the two")
         if self.redistribution is not None:
             options["redistribution"] = self.redistribution
-        make_method(self.method, self.semantics, **options)
+        method = make_method(self.method, self.semantics, **options)
+        granularity = check_granularity(method, self.granularity, semantics)
+        if self.compact and granularity != "channel":
+            raise ConfigError("compact is for granularity channel; single weights cannot be cut out")
+        if self.densities_from is not None and granularity == "channel":
+            raise ConfigError("densities_from is for single weights; of channels, take masks_from")
 
     @property
     def semantics_mapping(self) -> dict[str, Any]:

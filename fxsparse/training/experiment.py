@@ -27,6 +27,7 @@ from fxsparse.training.task import Task, TrainingBatches
 GOAL_OPTIONS = ("sparsity", "flops", "distribution", "include", "exclude", "dense")
 SPARSIFY_OPTIONS = (
     "method",
+    "granularity",
     "sparsity",
     "flops",
     "distribution",
@@ -142,7 +143,7 @@ def build(config: TrainConfig, saved: Mapping[str, Any] | None = None) -> Experi
         sparse=sparse,
         network=torch.compile(sparse) if config.compile else sparse,
         optimizer=optimizer,
-        rewirer=sparse.attach(optimizer, total_steps=total_steps),
+        rewirer=sparse.attach(optimizer, total_steps=total_steps, compact=config.compact),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
         inheritance=inheritance,
         full=full,

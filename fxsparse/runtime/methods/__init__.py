@@ -10,7 +10,7 @@ from .deepr import DeepR
 from .dsr import DSR
 from .lottery import Lottery
 from .pruning import Pruning
-from .rigl import RigL, RigLSG, RigLSM
+from .rigl import RigL, RigLSG, RigLSM, RigLStruct
 from .set import SET
 from .snfs import SNFS
 from .snip import SNIP
@@ -18,7 +18,22 @@ from .static import Dense, SmallDense, Static
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
-    for cls in (Dense, SmallDense, Static, SNIP, SET, RigL, SNFS, RigLSG, RigLSM, DSR, DeepR, Pruning, Lottery)
+    for cls in (
+        Dense,
+        SmallDense,
+        Static,
+        SNIP,
+        SET,
+        RigL,
+        RigLStruct,
+        SNFS,
+        RigLSG,
+        RigLSM,
+        DSR,
+        DeepR,
+        Pruning,
+        Lottery,
+    )
 }
 
 

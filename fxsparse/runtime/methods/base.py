@@ -105,6 +105,7 @@ class Method:
     one_shot: ClassVar[bool] = False  # whether a rewiring that cannot be done has to come later
     needs_masks: ClassVar[bool] = False  # whether the user has to give the masks
     step_options: ClassVar[tuple[str, ...]] = ()  # options that are steps of the run, and stretch with it
+    granularities: ClassVar[tuple[str, ...]] = ("weight",)  # what it can drop and grow as one
     changes_widths: ClassVar[bool] = False  # whether the model itself has to be another one
 
     redistribution: str | None = None
@@ -193,7 +194,7 @@ class Method:
 
     def drop_score(self, site: MaskedSite, moment: Moment) -> Tensor:
         """Of each connection (the weight's shape); the least are dropped, ties from the highest flat index on."""
-        return site.weight.detach().abs()
+        return site.magnitude()
 
     def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
         """Of each position (the weight's shape); the largest grow, ties from the lowest flat index on."""

@@ -7,6 +7,7 @@ Starts dense; every `interval` steps the smallest weights go, along a cubic sche
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Pruning(Method):
     summary = "starts dense, drops the smallest weights along a cubic schedule"
     rewires = True
     replaces_update = False
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel")
     step_options = ("begin", "end")
 
     scope: str = "layer"

@@ -6,6 +6,7 @@ expectation of it over the run's densities.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,10 +22,19 @@ class RigL(Method):
     dense_gradient = Need.UPDATES
     rewires = True
     grows = True
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel")
 
     def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
         assert gradient is not None, "the runtime skips sites without a gradient"
         return gradient.abs()
+
+
+class RigLStruct(RigL):
+    """RigL on whole channels (report, supplement), which can be cut out of the graph: see docs/channels.md."""
+
+    name = "rigl-struct"
+    summary = "RigL on channels: drops the smallest, grows those with the largest gradient"
+    granularities = ("channel",)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -33,6 +43,7 @@ class RigLSG(RigL):
 
     name = "rigl-sg"
     summary = "RigL; connections move to the layers with the larger gradients"
+    granularities = ("weight",)
     redistribution: str | None = "gradient"
 
 
@@ -42,4 +53,5 @@ class RigLSM(RigL):
 
     name = "rigl-sm"
     summary = "RigL; connections move to the layers with the larger momentum"
+    granularities = ("weight",)
     redistribution: str | None = "momentum"

@@ -3,6 +3,8 @@
 Drops the smallest weights, grows at random. FLOP ledger of a training step: `3 f_s`.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from ..masked_site import MaskedSite
@@ -16,6 +18,7 @@ class SET(Method):
     summary = "drops the smallest weights, grows at random"
     rewires = True
     grows = True
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel")
 
     def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
         return moment.lottery(site)

@@ -4,6 +4,7 @@ FLOP ledger of a training step (paper, appendix): `3 f_s` for static, `3 f_d` fo
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.errors import ConfigError
 from .base import Method
@@ -15,6 +16,7 @@ class Static(Method):
 
     name = "static"
     summary = "random masks, never rewired"
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel")
 
     def __post_init__(self) -> None:
         if self.redistribution is not None:
@@ -43,5 +45,6 @@ class SmallDense(Dense):
     """
 
     name = "small-dense"
+    granularities = ("weight",)
     summary = "a narrower dense network with as many parameters"
     changes_widths = True
