@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
+from torch import Tensor
 
+from .core.channel_sites import ChannelPlan
 from .core.records import Uncovered, WeightSite
 from .flops import FlopReport
 from .flops.tables import convention_line, warnings
@@ -54,3 +56,13 @@ def site_report(
     lines += [f"note: {note}" for note in notes]
     lines += warnings(flops)
     return "\n".join(lines)
+
+
+def channel_lines(plan: ChannelPlan, alive: Mapping[str, Tensor]) -> list[str]:
+    """How many channels of each group are active, what is in no budget, and why other channels stay."""
+    rows = [[site.producers[0], len(site.producers) - 1, int(alive[site.name].sum()), site.size] for site in plan.sites]
+    lines = ["channels that are dropped and grown:", tabulate(rows, ["made by", "and more", "active", "of"])]
+    if plan.outside:
+        lines.append(f"in no budget, since it makes the output: {', '.join(sorted(plan.outside))}")
+    lines += [f"channels of {name} stay: {reason}" for name, reason in plan.stays.items()]
+    return [*lines, ""]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .captured_module import CapturedModule
 from .channels import compact
 from .channels.analysis import captured_for_channels
+from .core.channel_allocation import extents_of, kept_elements
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
 from .core.errors import RuntimeStateError, SelectionError
 from .core.masking import bernoulli_mask, floor_count, random_mask, seeded_generator
@@ -22,7 +23,7 @@ from .flops import FlopReport, count_module, planned_cost
 from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
 from .passes.remove_masks import remove_masks
-from .report import site_report
+from .report import channel_lines, site_report
 from .runtime.compaction import Compaction
 from .runtime.methods import Method
 from .runtime.rewirer import Rewirer
@@ -206,10 +207,21 @@ class SparseModule(CapturedModule):
 
     def planned_counts(self, total_steps: int) -> list[tuple[int, dict[str, int]]]:
         """From which step of a run on each weight will have how many active elements, as far as it can be known."""
+        if self.channels is not None:
+            return self._planned_by_channels(self.channels, total_steps)
         counts = self.active_counts
         sizes = {site.name: site.numel for site in self.sites}
         targets = self.target_counts if self.method.initial_sparsity(0.5) != 0.5 else counts
         return self.method.planned_counts(sizes, targets, self.schedule(total_steps), total_steps)
+
+    def _planned_by_channels(self, plan: ChannelPlan, total_steps: int) -> list[tuple[int, dict[str, int]]]:
+        sizes = {site.name: site.size for site in plan.sites}
+        planned = self.method.planned_counts(sizes, plan.targets, self.schedule(total_steps), total_steps)
+        extents = extents_of(plan.sites, {site.name: site.shape for site in self.sites})
+        return [
+            (step, {name: kept_elements(extent, plan.sites, kept) for name, extent in extents.items()})
+            for step, kept in planned
+        ]
 
     def attach(
         self,
@@ -276,6 +288,8 @@ class SparseModule(CapturedModule):
             f"captured by the {self.capture} tracer; "
             + ("one graph for both modes" if one_graph else "a graph for each mode"),
         ]
+        if self.channels is not None:
+            heading += channel_lines(self.channels, self.active_channels)
         return site_report(heading, self.sites, self.active_counts, self.flops(), self.uncovered, self.notes)
 
     def fold(self) -> CapturedModule:

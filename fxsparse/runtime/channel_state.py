@@ -50,6 +50,7 @@ class ChannelState:
         self._seed = seed
         self._compaction = compaction
         self._weights = {site.name: site for site in module.sites}
+        self._new: list[tuple[ChannelSite, Tensor, Tensor]] = []
         self._alive: dict[str, Tensor] = {}
         self._versions: tuple = ()
 
@@ -146,13 +147,17 @@ class ChannelState:
             index = item.positions_of(atoms)
             if not len(index):
                 continue
-            deviation = (weight.square().sum() / self.mask(item.tensor).sum()).sqrt()
+            mask = self.mask(item.tensor)
+            squares = (weight.float() * mask).square().sum()  # a half would overflow
+            deviation = (squares / mask.sum()).sqrt()
             shape = [len(item.positions) if dim == item.dim else n for dim, n in enumerate(weight.shape)]
             generator = seeded_generator(self._seed, "fresh", self.step, item.tensor, item.dim)
             values = torch.randn(shape, generator=generator)[_at(item.dim, atoms[list(item.atoms)])]
             others = {dim: own for dim, own in self.along(item.tensor).items() if dim != item.dim}
             values *= structured_mask(others, values.shape)
-            weight.index_copy_(item.dim, index.to(weight.device), values.to(weight.device, weight.dtype) * deviation)
+            weight.index_copy_(
+                item.dim, index.to(weight.device), (values.to(weight.device) * deviation).to(weight.dtype)
+            )
         alive = self.alive[site.name]
         for item in site.of("carrier"):
             parameter = self._parameter(item.tensor)
@@ -176,9 +181,18 @@ class ChannelState:
                 self.freshen(site, ~self.alive[site.name])
             self.is_open = True
 
+    def note_new(self, site: ChannelSite, grown: Tensor, restarted: Tensor) -> None:
+        """Has nothing read these active atoms when the channels are closed; the restarted ones are drawn anew."""
+        self._new.append((site, grown | restarted, restarted))
+
     def close(self) -> None:
-        """Takes them away again: inactive channels are 0."""
+        """Takes fresh values away again: inactive channels are 0."""
         if self.is_open:
+            for site, _, restarted in self._new:
+                self.freshen(site, restarted)
+            for site, new, _ in self._new:
+                self.clear(site, new, ("consumer",))
+            self._new.clear()
             for site in self.sites:
                 self.clear(site, ~self.alive[site.name])
             self.is_open = False

@@ -35,7 +35,8 @@ class MaskedChannels:
 
     def magnitude(self) -> Tensor:
         """The mean magnitude of the active weights that make or read an atom; one number an atom."""
-        weights = {name: self._state.module.get_parameter(name).detach() for name in self._site.weights}
+        state = self._state  # inactive channels may be open
+        weights = {name: state.module.get_parameter(name).detach() * state.mask(name) for name in self._site.weights}
         return self._mean(weights, ON_WEIGHTS)
 
     def gradient(self) -> Tensor | None:
@@ -68,19 +69,20 @@ class MaskedChannels:
         """Replaces the pattern; see `MaskedSite.take_over`. The channels are open, and are closed by the caller."""
         state, after = self._state, mask.cpu()
         before = state.alive[self.name]
-        if kept is not None:
-            state.freshen(self._site, before & after & ~kept.cpu())
+        restarted = torch.zeros_like(after) if kept is None else before & after & ~kept.cpu()
+        state.note_new(self._site, after & ~before, restarted)
         state.set_alive(self._site, after)
         return mask & ~before.to(mask.device)
 
     def _mean(self, tensors: dict[str, Tensor], roles: tuple[str, ...]) -> Tensor:
         """Mean over each atom's active elements of `tensors`, of magnitudes, or the magnitude of the mean."""
-        total = torch.zeros(self.size, device=self.device)
-        count = torch.zeros(self.size, device=self.device)
+        wide = torch.promote_types(next(iter(tensors.values())).dtype, torch.float32)
+        total = torch.zeros(self.size, dtype=wide, device=self.device)
+        count = torch.zeros(self.size, dtype=wide, device=self.device)
         for item in self._site.of(*roles):
             tensor = tensors[item.tensor]
             others = [dim for dim in range(tensor.ndim) if dim != item.dim]
-            values = tensor.float().abs() if self._score == "mean_of_magnitudes" else tensor.float()
+            values = tensor.to(wide).abs() if self._score == "mean_of_magnitudes" else tensor.to(wide)
             elements = tensor.numel() // tensor.shape[item.dim]
             for dim, alive in self._state.along(item.tensor).items():
                 if dim != item.dim:
@@ -88,5 +90,5 @@ class MaskedChannels:
             atoms = torch.tensor(item.atoms, device=self.device)
             positions = torch.tensor(item.positions, device=self.device)
             total.index_add_(0, atoms, values.sum(others)[positions])
-            count.index_add_(0, atoms, torch.full((len(atoms),), float(elements), device=self.device))
+            count.index_add_(0, atoms, torch.full_like(atoms, elements, dtype=wide))
         return (total / count).abs()

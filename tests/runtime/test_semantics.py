@@ -296,7 +296,7 @@ def test_presets_are_what_the_sources_do():
     paper = {
         "rounding": "floor", "regrown": "kept", "weight_update": "method", "gradient": "mean",
         "optimizer_state": "masked", "end": "exclusive", "start": "after", "initial_masks": "exact",
-        "dense_sites": "inside",
+        "dense_sites": "inside", "channel_score": "mean_of_magnitudes",
     }  # fmt: skip
     assert dataclasses.asdict(PRESETS["paper"]) == paper
     assert dataclasses.asdict(PRESETS["rigl-tf"]) == paper | {
@@ -305,7 +305,7 @@ def test_presets_are_what_the_sources_do():
     }  # fmt: skip
     assert dataclasses.asdict(PRESETS["report"]) == paper | {
         "rounding": "ceil", "regrown": "zeroed", "weight_update": "replaced", "start": "on",
-        "initial_masks": "bernoulli", "dense_sites": "outside",
+        "initial_masks": "bernoulli", "dense_sites": "outside", "channel_score": "magnitude_of_mean",
     }  # fmt: skip
 
 
