@@ -54,6 +54,7 @@ class Compaction:
         self._masks = {site.name: site.mask_name for site in module.sites}
         self._full_graphs: dict[str, fx.Graph] = dict(module.graphs)
         self._full_shapes: dict[str, torch.Size] = {}
+        self._formats: dict[str, torch.memory_format] = {}
         self._boxes: dict[str, Box] = {}
         self._groups = {
             f"{path}.weight": inner.groups
@@ -78,8 +79,9 @@ class Compaction:
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         self._boxes = {name: box for name, box in boxes.items() if name in tensors}
         self._full_shapes = {name: tensors[name].shape for name in self._boxes}
+        self._formats = {name: _format_of(tensors[name]) for name in self._boxes}
         for name, box in self._boxes.items():
-            self._replace(name, lambda tensor, box=box: cut(tensor, box))
+            self._replace(name, lambda tensor, box=box: _cut(tensor, box))
         set_sizes(module, removal.groups, removal.indices)
         self._run(self._without_full_masks(removal))
         self.is_small = True
@@ -89,13 +91,17 @@ class Compaction:
         """Puts everything back in its place among zeros."""
         if not self.is_small:
             return
-        for name, box in self._boxes.items():
-            shape = self._full_shapes[name]
+        for name in self._boxes:
             fill = FRESH_STATISTICS.get(name.rpartition(".")[2], 0.0)
-            self._replace(name, lambda tensor, box=box, shape=shape, fill=fill: _put(tensor, box, shape, fill))
+            self._replace(name, lambda tensor, name=name, fill=fill: self._full(name, tensor, fill))
         set_sizes(self._module, self._groups, {})
         self._run(self._full_graphs)
         self.is_small = False
+
+    def _full(self, name: str, tensor: Tensor, fill: float = 0.0) -> Tensor:
+        layout = _format_of(tensor)  # the user may have changed it
+        layout = self._formats[name] if layout == torch.contiguous_format else layout
+        return _put(tensor, self._boxes[name], self._full_shapes[name], fill, layout)
 
     def _run(self, graphs: Mapping[str, fx.Graph]) -> None:
         self._module.set_graphs(graphs)
@@ -155,7 +161,7 @@ class Compaction:
             name = names.get(id(parameter), "")
             if name in self._boxes and key in full:
                 full[key] = {
-                    label: _put(state, self._boxes[name], self._full_shapes[name], 0.0)
+                    label: self._full(name, state)
                     if isinstance(state, Tensor) and state.shape == parameter.shape
                     else state
                     for label, state in full[key].items()
@@ -173,16 +179,27 @@ def _labels_of(labelled: LabelledModel, site: ChannelSite) -> Tensor:
     return labels
 
 
-def _put(tensor: Tensor, box: Box, shape: torch.Size, fill: float) -> Tensor:
-    """The tensor of `shape` that `cut` with `box` makes `tensor` of, with `fill` elsewhere."""
-    full = tensor.new_full(shape, bool(fill) if tensor.dtype == torch.bool else fill)
-    if tensor.is_contiguous(memory_format=torch.channels_last) and tensor.ndim == 4 and not tensor.is_contiguous():
-        full = full.contiguous(memory_format=torch.channels_last)
-    index = [
-        (torch.arange(length) if kept is None else kept)
-        .to(tensor.device)
-        .view([-1 if d == dim else 1 for d in range(len(shape))])
-        for dim, (kept, length) in enumerate(zip(box, shape, strict=True))
-    ]
+def _cut(tensor: Tensor, box: Box) -> Tensor:
+    """`cut` in the tensor's own memory format."""
+    part = cut(tensor, box)
+    return torch.empty_like(part, memory_format=_format_of(tensor)).copy_(part)
+
+
+def _put(tensor: Tensor, box: Box, shape: torch.Size, fill: float, layout: torch.memory_format) -> Tensor:
+    """The tensor of `shape` that `_cut` with `box` makes `tensor` of, with `fill` elsewhere."""
+    full = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=layout)
+    full.fill_(bool(fill) if tensor.dtype == torch.bool else fill)
+    index = []
+    for dim, (kept, length) in enumerate(zip(box, shape, strict=True)):
+        along = torch.arange(length) if kept is None else kept
+        index.append(along.to(tensor.device).view([-1 if other == dim else 1 for other in range(len(shape))]))
     full[tuple(index)] = tensor
     return full
+
+
+def _format_of(tensor: Tensor) -> torch.memory_format:
+    """The memory format that the strides tell; contiguous where they leave it open."""
+    for layout, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.ndim == ndim and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+            return layout
+    return torch.contiguous_format

@@ -91,7 +91,7 @@ def test_costs_other_than_elements_and_what_stays():
     extents = extents_of(sites, shapes, {"0": 1000.0, "1": 3000.0})
     kept = allocate_channels(sites, extents, {"channels of 0": 1.0}, 0.5, other=1000.0)
     assert kept == {"channels of 0": 6}  # 1000 + 4000 k / 16 is at most 2500 up to k = 6
-    with pytest.raises(AllocationError, match="between 0.25 and 1 is left"):
+    with pytest.raises(AllocationError, match=r"between 0\.25 and 1 is left"):
         allocate_channels(sites, extents, {"channels of 0": 1.0}, 0.1, other=1000.0)
 
 

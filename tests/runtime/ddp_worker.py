@@ -31,7 +31,10 @@ METHODS = {
     "pruning": ("pruning", {}),
     "pruning globally": ("pruning", {"scope": "global"}),
     "snip": ("snip", {"batches": 3}),
+    "rigl-struct": ("rigl-struct", {"drop_fraction": 0.6}),
+    "set on channels": ("set", {"granularity": "channel", "drop_fraction": 0.6}),
 }
+ON_CHANNELS = ("rigl-struct", "set on channels")
 
 
 class Linears(nn.Module):
@@ -59,6 +62,7 @@ class Convolutional(nn.Module):
 
 
 NETS = {"linears": Linears, "convolutional": Convolutional}
+CASES = [(case, net) for case in METHODS for net in NETS if net != "linears" or case not in ON_CHANNELS]
 
 
 def train(case: str, net: str, rank: int = 0, world: int = 1) -> dict:
@@ -91,7 +95,7 @@ def train(case: str, net: str, rank: int = 0, world: int = 1) -> dict:
 def main(folder: str, rank: int, world: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    torch.save({(case, net): train(case, net, rank, world) for case in METHODS for net in NETS}, f"{folder}/{rank}.pt")
+    torch.save({(case, net): train(case, net, rank, world) for case, net in CASES}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

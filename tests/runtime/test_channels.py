@@ -1,6 +1,7 @@
 """Dropping and growing whole channels: what is masked, how a channel is chosen, and what a new one starts with."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_inactive_is_zero_after_every_step_and_counts_stay(method, optimizer):
     assert_inactive_is_zero(sparse, own)
     if method == "pruning":
         assert counts[0] == {site.name: site.size for site in sparse.channels.sites}
-        assert all(a[name] >= b[name] for a, b in zip(counts, counts[1:], strict=False) for name in a)
+        assert all(a[name] >= b[name] for a, b in itertools.pairwise(counts) for name in a)
     else:
         assert all(count == sparse.channels.targets for count in counts)
     assert counts[-1] == sparse.channels.targets
@@ -190,7 +191,7 @@ def test_inactive_is_zero_after_every_step_and_counts_stay(method, optimizer):
 
 
 def test_with_zeros_on_both_sides_a_channel_has_no_gradient():
-    """Why growth needs values: an inactive channel as it is stored gets exactly 0 everywhere, so it could never grow."""
+    """Why growth needs values: an inactive channel as it is stored gets exactly 0, so it could never grow."""
     sparse, optimizer, _ = made()
     train(sparse, optimizer, 0, 2)
     sparse.dense_gradient = True
@@ -244,7 +245,7 @@ def test_magnitude_of_the_mean_is_the_reports_choice():
     from fxsparse.runtime.semantics import make_semantics
 
     assert make_semantics("report").channel_score == "magnitude_of_mean"
-    sparse, optimizer, rewirer = made(semantics={"channel_score": "magnitude_of_mean"})
+    sparse, _, rewirer = made(semantics={"channel_score": "magnitude_of_mean"})
     site = next(site for site in rewirer._sites if "stem" in site.name)
     stream = next(own for own in sparse.channels.sites if own.name == site.name)
     active = next(a for a in range(site.size) if sparse.active_channels[site.name][a])
@@ -261,7 +262,7 @@ def test_magnitude_of_the_mean_is_the_reports_choice():
 
 @pytest.mark.parametrize("method", ["rigl-struct", "set"])
 def test_growth_leaves_the_outputs_as_they_are(method):
-    sparse, optimizer, rewirer = made(method, drop_fraction=1.0, attach={"update_weights_first": False}.items())
+    sparse, optimizer, _ = made(method, drop_fraction=1.0, attach={"update_weights_first": False}.items())
     train(sparse, optimizer, 0, 4)
     before = {name: alive.clone() for name, alive in sparse.active_channels.items()}
     train(sparse, optimizer, 4, 5)
@@ -393,7 +394,7 @@ def test_gradients_of_micro_batches_add_up():
     nn.functional.cross_entropy(whole[0](x), y).backward()
     for half in (slice(0, 4), slice(4, 8)):
         (nn.functional.cross_entropy(parts[0](x[half]), y[half]) / 2).backward()
-    for sparse, optimizer, _ in (whole, parts):
+    for _, optimizer, _ in (whole, parts):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(whole[0].masks.values(), parts[0].masks.values(), strict=True))
     assert sum(whole[2].history[-1].changed.values()) > 0
@@ -467,7 +468,7 @@ def test_masks_of_whole_channels_are_taken_over():
     torn = {name: mask.clone() for name, mask in sparse.masks.items()}
     row = torn["inner.weight"].flatten(1).any(1).nonzero()[0]
     torn["inner.weight"][row, 0, 0, 0] ^= True
-    with pytest.raises(fxsparse.SelectionError, match="inner.weight does not consist of whole channels"):
+    with pytest.raises(fxsparse.SelectionError, match=r"inner\.weight does not consist of whole channels"):
         made("static", sparsity=None, masks=torn)
 
 
