@@ -1,6 +1,7 @@
 """Channels in the command: RigL-struct with masks and at the compact size, its record, its checkpoints."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -74,14 +75,13 @@ def test_checkpoints_speak_of_the_full_size(runs):
 @pytest.mark.parametrize("compact", [False, True])
 def test_a_run_is_resumed_where_it_stopped(runs, tmp_path, compact):
     folder, result = runs[compact]
-    for name in ("config.json", "metrics.jsonl"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    own = RunFolder(tmp_path)
-    own.saved(16).parent.mkdir()
-    own.saved(16).write_bytes(RunFolder(folder).saved(16).read_bytes())
-    again = run(dataclasses.replace(TINY, compact=compact), tmp_path, resume=True)
+    own = tmp_path / "copy"
+    shutil.copytree(folder, own)
+    RunFolder(own).saved(24).unlink()
+    RunFolder(own).result.unlink()
+    again = run(None, own, resume=True)
     assert again.score == pytest.approx(result.score, abs=0.01)
-    ends = [checkpoint.load(RunFolder(place).saved(24))["model"] for place in (folder, tmp_path)]
+    ends = [checkpoint.load(RunFolder(place).saved(24))["model"] for place in (folder, own)]
     for key, value in ends[0].items():
         if compact:
             torch.testing.assert_close(ends[1][key], value, rtol=1e-3, atol=1e-5)
