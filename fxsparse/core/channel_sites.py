@@ -9,6 +9,9 @@ from torch import Tensor, nn
 ON_WEIGHTS = ("producer", "copy", "consumer")
 """Roles of slices of weights; slices of biases, norms and added parameters are carriers."""
 
+FRESH_STATISTICS = {"running_mean": 0.0, "running_var": 1.0}
+"""Buffers of batch normalisation, and what they are for a new channel."""
+
 
 @dataclass(frozen=True)
 class SiteSlices:

@@ -14,13 +14,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..core.channel_sites import ON_WEIGHTS, ChannelSite, alive_along, alive_in, structured_mask
+from ..core.channel_sites import FRESH_STATISTICS, ON_WEIGHTS, ChannelSite, alive_along, alive_in, structured_mask
 from ..core.masking import seeded_generator
 from .compaction import Compaction
 from .masked_site import MaskedModule
-
-FRESH_STATISTICS = {"running_mean": 0.0, "running_var": 1.0}
-"""Buffers of batch normalisation, and what a new channel starts with."""
 
 
 class ChannelState:

@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core.channel_labels import LabelSource
-from ..core.channel_sites import ON_WEIGHTS, Alive, ChannelSite
+from ..core.channel_sites import FRESH_STATISTICS, ON_WEIGHTS, Alive, ChannelSite
 from ..core.errors import RuntimeStateError
 from ..core.labelled_model import LabelledModel
 from ..core.masking import apply_mask
 from ..passes.compact_channels import Removal, plan_removal, set_sizes
 from ..passes.rewrite_channels import Box, cut
-
-FRESH_STATISTICS = {"running_var": 1.0}
-"""Buffers whose value for a channel that is not there is not 0."""
 
 
 class Compaction:
