@@ -10,6 +10,7 @@ from torch import fx, nn
 from .core.errors import CaptureError, InputError
 from .core.graphs import pack_graph, unpack_graph
 from .core.records import Captured
+from .plain_module import plain_module
 
 _REBUILT = ("_graph", "_graphs", "_code", "_codes", "_lineno_map", "_prologue_start", "forward_train", "forward_eval")
 """Attributes that are made anew from the graphs when a module is copied or unpickled."""
@@ -114,6 +115,24 @@ class CapturedModule(fx.GraphModule):
             own_class.forward = _forward_by_mode
         self._graph = graphs[self._mode()]
         return code
+
+    def graph_module(self, training: bool | None = None, *, share: bool = False) -> fx.GraphModule:
+        """The graph of one mode as a plain `torch.fx.GraphModule`: to save, export or run without fxsparse.
+
+        Its layers are calls of `nn.Conv2d`, `nn.Linear` and the like, its keys those of this module, in their order.
+        Where both modes share one graph, it is right in both; else in the one that was asked for.
+
+        Args:
+            training: the mode; None for the present one.
+            share: use the parameters and modules of this one instead of copies.
+
+        Raises:
+            CaptureError: the graph needs fxsparse (masks: `fold()` or `compact()` first), or holds what fx, which
+                saves a graph as code and traces it again, would not load as the same; the node is named.
+        """
+        mode = self._mode() if training is None else "train" if training else "eval"
+        module = plain_module(self, self._graphs[mode], self._get_name(), share=share)
+        return module if share else module.train(mode == "train")
 
     def _mode(self) -> str:
         return "train" if self.training else "eval"

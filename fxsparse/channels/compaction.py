@@ -17,11 +17,12 @@ from ..passes.find_dead_channels import find_dead_channels
 from ..passes.fold_constants import fold_constants
 from ..passes.group_channels import group_channels, label_channels
 from .analysis import captured_for_channels
+from .compact_module import CompactModule
 
 
 def compact(
     model: nn.Module, example_input: Any = None, *, remove: Iterable[Atom] = (), stored_zeros: bool = False
-) -> CapturedModule:
+) -> CompactModule:
     """A module of ordinary, smaller layers that computes the same, in both modes.
 
     What no active weight reads is removed, and what then reads nothing, and so on. So is what is constant, where
@@ -61,7 +62,8 @@ def compact(
         gone[atom.id] = True
     fold_constants(labelled)
     gone = find_dead_channels(labelled, gone)
-    return CapturedModule(_without_captured_attributes(compact_channels(labelled, gone).captured))
+    compacted = compact_channels(labelled, gone)
+    return CompactModule(_without_captured_attributes(compacted.captured), compacted.kept)
 
 
 def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:
@@ -83,7 +85,7 @@ def _without_captured_attributes(captured: Captured) -> Captured:
     """The tree of a captured module as a plain one, for a new captured module to be built on."""
     if isinstance(captured.model, CapturedModule):
         tree = nn.Module()
-        own = CapturedModule.__annotations__.keys()
+        own = CapturedModule.__annotations__.keys() | CompactModule.__annotations__.keys()
         tree.__dict__.update({key: value for key, value in captured.model.__dict__.items() if key not in own})
         captured.model = tree
     return captured
