@@ -15,7 +15,7 @@ if not (Path(__file__).parent / "passes").is_dir() and (_repository / "passes" /
     __path__.append(str(_repository))
 
 from .captured_module import CapturedModule  # noqa: E402
-from .channels import ChannelGroups, channel_groups, compact  # noqa: E402
+from .channels import ChannelGroups, CompactModule, channel_groups, compact  # noqa: E402
 from .core.allocation import allocate  # noqa: E402
 from .core.errors import (  # noqa: E402
     AllocationError,
@@ -49,6 +49,7 @@ __all__ = [
     "CapturedModule",
     "ChannelGroups",
     "CheckpointError",
+    "CompactModule",
     "ConfigError",
     "DataError",
     "FlopReport",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .captured_module import CapturedModule
-from .channels import compact
+from .channels import CompactModule, compact
 from .channels.analysis import captured_for_channels
 from .core.channel_allocation import extents_of, kept_elements
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
@@ -318,9 +318,12 @@ class SparseModule(CapturedModule):
             )
         )
 
-    def compact(self) -> CapturedModule:
-        """A copy of ordinary, smaller layers, without masks and without channels that no active weight reads."""
-        return compact(self)
+    def compact(self, optimizer: torch.optim.Optimizer | None = None) -> CompactModule:
+        """A copy of ordinary, smaller layers, without masks and without channels that no active weight reads.
+
+        An optimizer of this module is moved over to the copy, its state cut, so that the training goes on there.
+        """
+        return compact(self, optimizer=optimizer)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from .analysis import channel_groups
 from .channel_groups import ChannelGroups
+from .compact_module import CompactModule
 from .compaction import compact
 
-__all__ = ["ChannelGroups", "channel_groups", "compact"]
+__all__ = ["ChannelGroups", "CompactModule", "channel_groups", "compact"]

@@ -18,10 +18,16 @@ from ..passes.fold_constants import fold_constants
 from ..passes.group_channels import group_channels, label_channels
 from .analysis import captured_for_channels
 from .compact_module import CompactModule
+from .optimizer_state import check_holds, move_optimizer
 
 
 def compact(
-    model: nn.Module, example_input: Any = None, *, remove: Iterable[Atom] = (), stored_zeros: bool = False
+    model: nn.Module,
+    example_input: Any = None,
+    *,
+    remove: Iterable[Atom] = (),
+    stored_zeros: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> CompactModule:
     """A module of ordinary, smaller layers that computes the same, in both modes.
 
@@ -36,12 +42,17 @@ def compact(
         example_input: as for `channel_groups`.
         remove: atoms of `channel_groups` of the same model; only exact ones.
         stored_zeros: where a weight has no mask, take its stored zeros as inactive, as after `fold()`.
+        optimizer: of the model's parameters; it is moved over in place, its state cut, so that the training goes on
+            with the result. Detach a rewirer first.
 
     Raises:
         SelectionError: an atom that is not exact, or not of this model.
         CaptureError, InputError: as of `channel_groups`.
+        RuntimeStateError: an optimizer of another model, or whose state cannot be cut; it is as it was then.
     """
     masked: Any = model
+    if optimizer is not None:
+        check_holds(optimizer, model)
     active: dict[str, Tensor] = {}
     if hasattr(masked, "masks") and hasattr(masked, "fold"):
         active = {name: mask.clone() for name, mask in masked.masks.items()}
@@ -63,7 +74,10 @@ def compact(
     fold_constants(labelled)
     gone = find_dead_channels(labelled, gone)
     compacted = compact_channels(labelled, gone)
-    return CompactModule(_without_captured_attributes(compacted.captured), compacted.kept)
+    small = CompactModule(_without_captured_attributes(compacted.captured), compacted.kept)
+    if optimizer is not None:
+        move_optimizer(optimizer, masked, small, compacted.kept)
+    return small
 
 
 def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:
