@@ -9,6 +9,8 @@ from tabulate import tabulate
 from ..core.channel_records import Atom, ChannelGroup, ChannelSlice
 from .picture import dot, drawn
 
+HEADER = ("group", "atoms", "exact", "norm-coupled", "pinned", "channels an atom", "consumers", "why")
+
 
 @dataclass(frozen=True)
 class ChannelGroups:
@@ -47,9 +49,9 @@ class ChannelGroups:
                 return group
         raise KeyError(f"{producer} makes the channels of no group")
 
-    def table(self) -> str:
-        """A line a group: how many atoms, of which kind, what they consist of, and why some have to stay."""
-        rows = [
+    def rows(self) -> list[list[str | int]]:
+        """A row a group, under `HEADER`: how many atoms, of which kind, what they consist of, why some have to stay."""
+        return [
             [
                 group.name if len(group.producers) == 1 else f"{group.name} and {len(group.producers) - 1} more",
                 len(group.atoms),
@@ -60,9 +62,13 @@ class ChannelGroups:
             ]
             for group in self.groups
         ]
-        header = ["group", "atoms", "exact", "norm-coupled", "pinned", "channels an atom", "consumers", "why"]
-        total = f"{self.model}: {len(self.free)} groups of channels, {len(self.pinned)} more that stay whole"
-        return f"{tabulate(rows, header)}\n{total}"
+
+    def summary(self) -> str:
+        return f"{self.model}: {len(self.free)} groups of channels, {len(self.pinned)} more that stay whole"
+
+    def table(self) -> str:
+        """`rows` as text, with the summary below."""
+        return f"{tabulate(self.rows(), HEADER)}\n{self.summary()}"
 
     def dot(self) -> str:
         """The groups as Graphviz source: boxes coloured by status, arrows from a group to those made of it."""

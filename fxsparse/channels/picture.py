@@ -12,7 +12,6 @@ COLOURS: dict[Status, str] = {"exact": "#cfe8cf", "norm-coupled": "#fbe3b5", "pi
 
 def dot(groups: tuple[ChannelGroup, ...], title: str) -> str:
     """Graphviz source: a box a group, an arrow to the group that is made by a weight which reads it."""
-    makers = {producer: group.name for group in groups for producer in group.producers}
     lines = [
         f"digraph {_quoted(title)} {{",
         "  rankdir=TB; nodesep=0.2; ranksep=0.3;",
@@ -26,11 +25,20 @@ def dot(groups: tuple[ChannelGroup, ...], title: str) -> str:
         label = "\\n".join((*group.producers[:4], *(["..."] if len(group.producers) > 4 else [])))
         label = f"{label}\\n{atoms} {group.status}{why}"
         lines.append(f"  {_quoted(group.name)} [label={_quoted(label)}, fillcolor={_quoted(COLOURS[group.status])}];")
-    for group in groups:
-        readers = dict.fromkeys(item.tensor for atom in group.atoms for item in atom.of("consumer"))
-        for target in dict.fromkeys(makers[reader] for reader in readers if reader in makers):
-            lines.append(f"  {_quoted(group.name)} -> {_quoted(target)};")
+    for name, sources in links(groups):
+        lines += [f"  {_quoted(source)} -> {_quoted(name)};" for source in sources]
     return "\n".join([*lines, "}", ""])
+
+
+def links(groups: tuple[ChannelGroup, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """A group's name and those that a weight which makes it reads, itself too where a stream feeds on itself."""
+    makers = {producer: group.name for group in groups for producer in group.producers}
+    sources: dict[str, dict[str, None]] = {group.name: {} for group in groups}
+    for group in groups:
+        for reader in dict.fromkeys(item.tensor for atom in group.atoms for item in atom.of("consumer")):
+            if reader in makers:
+                sources[makers[reader]][group.name] = None
+    return [(name, tuple(found)) for name, found in sources.items()]
 
 
 def drawn(source: str) -> str:

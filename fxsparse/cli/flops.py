@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fxsparse.channels import ChannelGroups, channel_groups
 from fxsparse.cli.key_values import key_values
-from fxsparse.cli.subjects import make_subject
+from fxsparse.cli.subjects import Subject, make_subject
 from fxsparse.core.aten_costs import CATEGORIES
-from fxsparse.core.errors import ConfigError, nearest
+from fxsparse.core.errors import ConfigError, FxSparseError, nearest
 from fxsparse.flops.comparison import compare
 from fxsparse.flops.flop_counts import CONVENTIONS
 from fxsparse.flops.flop_report import FlopReport
@@ -90,6 +91,9 @@ def add_parser(subparsers: Any) -> None:
     report = parser.add_argument_group("report")
     report.add_argument("--format", default="table", metavar="NAME", help=f"{', '.join(FORMATS)} (default: table)")
     report.add_argument("--depth", type=int, metavar="N", help="levels of modules to tell apart (default: every layer)")
+    report.add_argument(
+        "--no-channels", dest="channels", action="store_false", help="html without the groups of channels: quicker"
+    )
     report.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
     report.add_argument(
         "--compare",
@@ -118,8 +122,10 @@ def run(arguments: argparse.Namespace) -> int:
         _write(text, arguments.output)
     else:
         given = {name: getattr(arguments, name) for name in PLAN_OPTIONS}
-        title, report, examples = _count(arguments, arguments.model, given)
-        text = render(report, arguments.format, title, arguments.depth)
+        title, report, subject = _count(arguments, arguments.model, given)
+        examples = max(next((tensor.shape[0] for tensor in subject.example if tensor.ndim), 1), 1)
+        groups = _groups(subject) if arguments.format == "html" and arguments.channels else None
+        text = render(report, arguments.format, title, arguments.depth, groups)
         if arguments.method is not None:
             if arguments.format not in ("table", "markdown"):
                 raise ConfigError(f"--method: {arguments.format} has no place for it; table and markdown do")
@@ -136,8 +142,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _count(arguments: argparse.Namespace, model: str | None, given: Mapping[str, Any]) -> tuple[str, FlopReport, int]:
-    """A title, the report of one configuration, and the number of examples that it is of."""
+def _groups(subject: Subject) -> ChannelGroups | str:
+    """The groups of channels, or why they are not known: a cost can be counted where a capture fails."""
+    try:
+        return channel_groups(subject.model, subject.example)
+    except FxSparseError as error:
+        return f"no groups of channels: {error}"
+
+
+def _count(
+    arguments: argparse.Namespace, model: str | None, given: Mapping[str, Any]
+) -> tuple[str, FlopReport, Subject]:
+    """A title, the report of one configuration, and what was counted."""
     subject = make_subject(model, key_values(arguments.options, "--options"), arguments.input, arguments.checkpoint)
     plan = {name: value for name, value in given.items() if value is not None}
     if subject.active is not None:
@@ -151,8 +167,7 @@ def _count(arguments: argparse.Namespace, model: str | None, given: Mapping[str,
         if "sparsity" in plan or "flops" in plan:
             asked = f"sparsity {plan['sparsity']:g}" if "sparsity" in plan else f"FLOPs {plan['flops']:g} of dense"
             title += f", {asked}, {plan.get('distribution', 'erk')}"
-    examples = next((tensor.shape[0] for tensor in subject.example if tensor.ndim), 1)
-    return title, report.under(arguments.convention, tuple(arguments.also)), max(examples, 1)
+    return title, report.under(arguments.convention, tuple(arguments.also)), subject
 
 
 def _configuration(text: str, arguments: argparse.Namespace) -> FlopReport:

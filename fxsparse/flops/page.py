@@ -5,6 +5,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from ..channels.channel_groups import ChannelGroups
+from .channel_page import channel_data
 from .flop_report import FlopReport
 from .picture import colour, layers
 from .tables import convention_line, costs, headers, rows, warnings, weight_counts
@@ -13,9 +15,13 @@ TEMPLATE = Path(__file__).with_name("page.html")
 _KINDS = "sssssfiiifi"  # of the columns: text, fraction, integer
 
 
-def page(report: FlopReport, title: str = "model") -> str:
-    """The page as text; it loads nothing and opens from disk."""
-    encoded = json.dumps(_data(report, title), separators=(",", ":"))
+def page(report: FlopReport, title: str = "model", groups: ChannelGroups | str | None = None) -> str:
+    """The page as text; it loads nothing and opens from disk.
+
+    `groups` are the model's groups of channels, or why there are none; None leaves them out.
+    """
+    data = _data(report, title) | {"channels": None if groups is None else channel_data(groups)}
+    encoded = json.dumps(data, separators=(",", ":"))
     # Inside a script element, only `</` could end the data early.
     return TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", encoded.replace("</", "<\\/"))
 
@@ -76,7 +82,7 @@ def _graph(report: FlopReport) -> list[dict[str, Any]]:
     sparse, dense = costs(report)
     largest = max(sparse.values(), default=0) or 1
     nodes = {node.node: node for node in report.nodes}
-    places = layers(report)
+    places = layers(report.links)
     drawn = []
     for name, sources in report.links:
         node, (x, y) = nodes.get(name), places[name]

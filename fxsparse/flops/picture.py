@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from math import sqrt
 
 from ..core.errors import ConfigError
@@ -69,18 +70,22 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', r"\"") + '"'
 
 
-def layers(report: FlopReport) -> dict[str, tuple[float, int]]:
-    """Node name -> (column, row): rows by the longest way from an input, columns kept near the neighbours'."""
+def layers(links: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, tuple[float, int]]:
+    """Name -> (column, row): rows by the longest way from an input, columns kept near the neighbours'.
+
+    Args:
+        links: a name and those before it, in order; ones that come later in the order do not count.
+    """
     rank: dict[str, int] = {}
-    for name, sources in report.links:
+    for name, sources in links:
         rank[name] = 1 + max((rank[source] for source in sources if source in rank), default=-1)
     column: dict[str, float] = {}
     taken: dict[int, list[float]] = {}
-    for name, sources in report.links:
+    for name, sources in links:
         above = [column[source] for source in sources if source in column]
         wanted = sum(above) / len(above) if above else 0.0
         used = taken.setdefault(rank[name], [])
         offsets = (side * step / 2 for step in range(4 * len(used) + 3) for side in (1, -1))
         column[name] = next(wanted + o for o in offsets if all(abs(wanted + o - other) >= 1 for other in used))
         used.append(column[name])
-    return {name: (column[name], rank[name]) for name, _ in report.links}
+    return {name: (column[name], rank[name]) for name, _ in links}

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+import fxsparse
 import fxsparse.models as models
 from fxsparse.flops import plan_flops
 from fxsparse.flops.page import page
@@ -37,11 +38,12 @@ def opened(request, browser, tmp_path_factory):
         model, x = models.build(request.param), torch.empty(1, 3, 224, 224)
     report = plan_flops(model, x, sparsity=0.9)
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(page(report, f"{request.param} </script> & co"), encoding="utf-8")
+    groups = fxsparse.channel_groups(model, x) if request.param == "resnet50" else "no groups of channels: <because>"
+    path.write_text(page(report, f"{request.param} </script> & co", groups), encoding="utf-8")
     text = path.read_text(encoding="utf-8")
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
     browser.get(path.as_uri())
-    yield browser, report
+    yield browser, report, groups
     assert browser.get_log("browser") == []  # no error, no warning, nothing that it could not load
 
 
@@ -59,7 +61,7 @@ def tab(browser, name):
 
 
 def test_totals_and_title(opened):
-    browser, report = opened
+    browser, report, _ = opened
     assert browser.title.endswith("</script> & co \u2013 FLOPs")
     figures = [figure.text for figure in all_of(browser, ".figure b")]
     assert figures[:2] == [f"{report.dense_macs:,}", f"{report.macs:,}"]
@@ -67,7 +69,7 @@ def test_totals_and_title(opened):
 
 
 def test_sorting(opened):
-    browser, report = opened
+    browser, report, _ = opened
     heads = {head.text: head for head in all_of(browser, "#table th")}
     in_order = column(browser, 0)
     position = list(heads).index("MACs sparse")
@@ -84,7 +86,7 @@ def test_sorting(opened):
 
 
 def test_filtering(opened):
-    browser, report = opened
+    browser, report, _ = opened
     field = all_of(browser, "#filter")[0]
     everything = len(column(browser, 0))
     field.send_keys("layer1 conv2d" if any("layer1" in n.module for n in report.nodes) else "layer_1. linear")
@@ -100,7 +102,7 @@ def test_filtering(opened):
 
 
 def test_folding(opened):
-    browser, report = opened
+    browser, report, _ = opened
     tab(browser, "Modules")
     visible = lambda: [line for line in all_of(browser, "#tree .leaf, #tree summary") if line.is_displayed()]  # noqa: E731
     at_first = len(visible())
@@ -117,7 +119,7 @@ def test_folding(opened):
 def test_graph_pans_and_zooms(opened):
     from selenium.webdriver.common.action_chains import ActionChains
 
-    browser, report = opened
+    browser, report, _ = opened
     tab(browser, "Graph")
     assert len(all_of(browser, "#nodes .node")) == len(report.links)
     assert len(all_of(browser, "#edges path")) == sum(len(sources) for _, sources in report.links)
@@ -132,9 +134,49 @@ def test_graph_pans_and_zooms(opened):
     all_of(browser, "#reset")[0].click()
     lowest = max(float(rect.get_dom_attribute("y")) for rect in all_of(browser, "#nodes rect"))
     assert view()[1] + view()[3] > lowest + 24
+    assert_apart(browser, "#nodes rect")
+
+
+def assert_apart(browser, selector):
     boxes = browser.execute_script(
-        "return [...document.querySelectorAll('#nodes rect')].map(r => [+r.getAttribute('x'), +r.getAttribute('y'), "
-        "+r.getAttribute('width'), +r.getAttribute('height')])"
+        "return [...document.querySelectorAll(arguments[0])].map(r => [+r.getAttribute('x'), +r.getAttribute('y'), "
+        "+r.getAttribute('width'), +r.getAttribute('height')])",
+        selector,
     )
     apart = lambda a, b: a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]  # noqa: E731
-    assert all(apart(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert boxes and all(apart(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_groups_of_channels(opened):
+    browser, _, groups = opened
+    tab(browser, "Channels")
+    if isinstance(groups, str):
+        assert all_of(browser, "#channels-summary")[0].text == groups
+        assert not all_of(browser, "#channels-found")[0].is_displayed()
+        return
+    assert all_of(browser, "#channels-summary")[0].text == "ResNet: 37 groups of channels, 1 more that stay whole"
+    lines = "[...document.querySelectorAll('#channels-table tbody tr')]"
+    cells = browser.execute_script(f"return {lines}.map(r => [...r.cells].map(c => c.textContent))")
+    assert cells == [[str(value) for value in row] for row in groups.rows()]
+    stream = next(row for row in cells if row[0].startswith("layer1.0.conv3.weight"))
+    assert stream[1:3] == ["256", "256"]  # the first residual stream: 256 channels, all of them exact
+    boxes = all_of(browser, "#channels-nodes .node")
+    assert [box.get_attribute("data-name") for box in boxes] == [group.name for group in groups.groups]
+    assert all_of(browser, "#channels-edges path") and browser.get_log("browser") == []
+    assert_apart(browser, "#channels-nodes rect")
+    picture = all_of(browser, "#channels-picture")[0]
+    width = float(picture.get_dom_attribute("viewBox").split()[2])
+    all_of(browser, "#channels-in")[0].click()
+    assert float(picture.get_dom_attribute("viewBox").split()[2]) == pytest.approx(0.7 * width, abs=0.1)
+
+
+def test_without_groups_there_is_no_tab(browser, tmp_path):
+    report = plan_flops(torch.nn.Linear(4, 3), torch.randn(2, 4))
+    (tmp_path / "report.html").write_text(page(report), encoding="utf-8")
+    browser.get((tmp_path / "report.html").as_uri())
+    assert [button.text for button in all_of(browser, "nav button") if button.is_displayed()] == [
+        "Layers",
+        "Modules",
+        "Graph",
+    ]
+    assert browser.get_log("browser") == []
