@@ -50,6 +50,18 @@ def test_table_groups_by_module_to_a_depth(capsys):
     assert row[1:] == "conv2d 32x16x3x3 1x16x32x32 1x32x32x32 0.4212 1,941 4,718,592 1,987,584 0.0726 4,608".split()
 
 
+def test_html_has_the_groups_of_channels_unless_told_not_to(capsys):
+    def data(*argv):
+        _, text, _ = run(capsys, *argv, "--format", "html")
+        start = text.index('type="application/json">') + len('type="application/json">')
+        return json.loads(text[start : text.index("</script>", start)].replace("<\\/", "</"))["channels"]
+
+    found = data("small_resnet", "--input", "1,1,8,8")
+    groups = fxsparse.channel_groups(models.build("small_resnet"), torch.randn(1, 1, 8, 8))
+    assert found["rows"] == groups.rows() and found["summary"] in groups.table()
+    assert data("small_resnet", "--input", "1,1,8,8", "--no-channels") is None
+
+
 def test_a_weight_that_is_used_at_every_step_is_listed_once_in_a_group(capsys):
     _, text, _ = run(capsys, "char_gru", "--sparsity", "0.75", "--depth", "1")
     gru = next(line for line in text.splitlines() if line.startswith("gru")).split()
