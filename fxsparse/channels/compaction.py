@@ -50,9 +50,21 @@ def compact(
         CaptureError, InputError: as of `channel_groups`.
         RuntimeStateError: an optimizer of another model, or whose state cannot be cut; it is as it was then.
     """
-    masked: Any = model
     if optimizer is not None:
         check_holds(optimizer, model)
+    labelled, gone = removable(model, example_input, remove, stored_zeros)
+    compacted = compact_channels(labelled, gone)
+    small = CompactModule(_without_captured_attributes(compacted.captured), compacted.kept)
+    if optimizer is not None:
+        move_optimizer(optimizer, model, small, compacted.kept)
+    return small
+
+
+def removable(
+    model: nn.Module, example_input: Any, remove: Iterable[Atom], stored_zeros: bool
+) -> tuple[LabelledModel, Tensor]:
+    """A labelled copy of the model, constants folded, and for every label whether it goes; arguments of `compact`."""
+    masked: Any = model
     active: dict[str, Tensor] = {}
     if hasattr(masked, "masks") and hasattr(masked, "fold"):
         active = {name: mask.clone() for name, mask in masked.masks.items()}
@@ -62,22 +74,16 @@ def compact(
                 model.get_parameter(name).masked_fill_(~mask, 0)
     elif isinstance(model, CapturedModule):
         model = copy.deepcopy(model)
-    captured = captured_for_channels(model, example_input)
-    labelled = label_channels(captured)
+    labelled = label_channels(captured_for_channels(model, example_input))
     labelled.active = active
     if stored_zeros:
         weights = {name for name, _ in labelled.roles} - active.keys()
-        labelled.active |= {name: captured.model.get_parameter(name) != 0 for name in weights}
+        labelled.active |= {name: labelled.captured.model.get_parameter(name) != 0 for name in weights}
     gone = torch.zeros_like(labelled.space.stays)
     for atom in _known(labelled, remove):
         gone[atom.id] = True
     fold_constants(labelled)
-    gone = find_dead_channels(labelled, gone)
-    compacted = compact_channels(labelled, gone)
-    small = CompactModule(_without_captured_attributes(compacted.captured), compacted.kept)
-    if optimizer is not None:
-        move_optimizer(optimizer, masked, small, compacted.kept)
-    return small
+    return labelled, find_dead_channels(labelled, gone)
 
 
 def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:

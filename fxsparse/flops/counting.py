@@ -12,12 +12,15 @@ from torch.utils import _pytree as pytree
 from ..capture.concrete_tracer import ConcreteTracer
 from ..capture.user_code import user_line
 from ..captured_module import CapturedModule
+from ..channels.compaction import removable
 from ..core.errors import CaptureError, InputError
 from ..core.graphs import copy_graph
 from ..core.records import Captured, TensorSpec, record_of, specs_of
 from ..passes.annotate_shapes import annotate_shapes
 from ..passes.capture_annotated import capture_annotated
+from ..passes.compact_channels import never_empty
 from ..passes.count_flops import count_flops as count_nodes
+from ..passes.count_structured import count_parameters, count_structured
 from ..passes.trace import split_example
 from .flop_report import FlopReport
 
@@ -28,6 +31,7 @@ def count_flops(
     *,
     training: bool = False,
     stored_zeros: bool = False,
+    structured: bool = False,
     also: tuple[str, ...] = (),
     convention: str = "macs",
 ) -> FlopReport:
@@ -38,6 +42,8 @@ def count_flops(
         example_input: as for `sparsify`; a captured module has its own and needs none.
         training: count the graph of train mode (auxiliary heads, batch statistics) instead of eval mode.
         stored_zeros: where a weight has no mask, count its stored zeros as inactive, as after `fold()`.
+        structured: of a captured module, count what is left without the channels that no active weight reads, at the
+            sizes that `compact` cuts it to; weights that are masked inside what is left count.
         also: categories of other arithmetic that `FlopReport.flops` includes.
         convention: `"macs"`, or `"micronet"` for the paper's own way of counting.
 
@@ -47,6 +53,8 @@ def count_flops(
         ConfigError: an unknown category or convention.
     """
     if isinstance(model, CapturedModule):
+        if structured and example_input is not None:
+            raise InputError("structured: counts the example of the capture; leave out example_input")
         mode = "train" if training else "eval"
         graph, example = model.graphs[mode], model.example
         if example_input is not None:
@@ -56,10 +64,14 @@ def count_flops(
                 graph, example = copy_graph(graph), given
                 annotate_shapes(Captured("", model, {"train": graph, "eval": graph}, example, ""))
         active = dict(getattr(model, "active_counts", {}))
+        if structured:
+            return _structured(model, training, stored_zeros).under(convention, also)
         report = _report(model, graph, _with_stored_zeros(model, active) if stored_zeros else active, training)
     else:
         if example_input is None:
             raise InputError(f"example_input: {type(model).__name__} is not captured yet; give an input that it takes")
+        if structured:
+            raise InputError(f"structured: {type(model).__name__} is not captured; it has no masks to go by")
         captured = capture_annotated(model, example_input, training=training)
         active = _with_stored_zeros(captured.model, {}) if stored_zeros else {}
         report = count_captured(captured, model, example_input, active, training=training)
@@ -84,6 +96,17 @@ def count_captured(
 def count_module(module: CapturedModule, active: Mapping[str, int]) -> FlopReport:
     """The cost of a captured module at the given active counts, for the example it was captured with."""
     return _report(module, module.graphs["eval"], active, training=False)
+
+
+def _structured(model: CapturedModule, training: bool, stored_zeros: bool) -> FlopReport:
+    """The count at the sizes that the channels which masks have left dead leave."""
+    labelled, gone = removable(model, None, (), stored_zeros)
+    gone = never_empty(labelled, gone)
+    mode = "train" if training else "eval"
+    nodes = tuple(count_structured(labelled, mode, gone, training=training))
+    graph = labelled.captured.graphs[mode]
+    links = _links(graph, {node.node for node in nodes})
+    return FlopReport(nodes, count_parameters(labelled, gone), links=links)
 
 
 def _report(root: nn.Module, graph: fx.Graph, active: Mapping[str, int], training: bool) -> FlopReport:
