@@ -1,5 +1,6 @@
 """The table that `SparseModule.report()` prints."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
@@ -25,15 +26,18 @@ def site_report(
         heading: lines to begin with.
         counts: weight name -> number of active weights.
     """
-    macs = {node.node: node for node in flops.nodes}
+    macs = defaultdict(list)
+    for node in flops.nodes:
+        macs[node.call or node.node].append(node)
     rows = []
     for site in sites:
-        costs = [macs[use.node] for use in site.uses if use.mode == "eval" and use.node in macs]
+        calls = {use.node for use in site.uses if use.mode == "eval"}
+        costs = [cost for call in calls for cost in macs[call] if cost.weight in (None, site.name) and cost.elements]
         rows.append(
             [
                 site.name,
                 "x".join(map(str, site.shape)),
-                site.operation,
+                f"{site.operation} ({site.form})" if site.form else site.operation,
                 counts[site.name] / site.numel,
                 counts[site.name],
                 site.numel,
@@ -54,6 +58,11 @@ def site_report(
         lines += ["", "without a mask:"]
         lines += [f"  {item.name} {'x'.join(map(str, item.shape))}: {item.reason}" for item in uncovered]
     lines += [f"note: {note}" for note in notes]
+    depthwise = [site for site in sites if site.depthwise and counts[site.name] < site.numel]
+    if depthwise:
+        lines.append(
+            f"note: {len(depthwise)} depthwise weights are sparse; exclude=('depthwise', 'first') keeps them dense"
+        )
     lines += warnings(flops)
     return "\n".join(lines)
 

@@ -17,7 +17,13 @@ def allocate_sparsity(
     dense_inside: bool = True,
 ) -> dict[str, float]:
     """Sparsity of every site by name; arguments and errors as for `fxsparse.allocate`."""
-    shapes = {site.name: site.shape for site in sites}
     return allocate(
-        shapes, sparsity, distribution, dense=dense, explicit=explicit, power=power, dense_inside=dense_inside
+        {site.name: site.matrix or site.shape for site in sites},
+        sparsity,
+        distribution,
+        dense=dense,
+        explicit=explicit,
+        power=power,
+        dense_inside=dense_inside,
+        matrices={site.name: site.matrices for site in sites},
     )

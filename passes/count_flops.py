@@ -7,8 +7,8 @@ annotated shapes, and the torch functions and ATen operations that it consists o
 is seen this way. Nodes that call the same thing on the same shapes are opened once.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -21,80 +21,15 @@ from fxsparse.core.arguments import check_argument
 from fxsparse.core.errors import InputError
 from fxsparse.core.graphs import attribute, operand, operation_name
 from fxsparse.core.masking import apply_mask
-from fxsparse.core.operations import WEIGHTED
+from fxsparse.core.node_cost import NodeCost
+from fxsparse.core.operations import FUSED, WEIGHTED
 from fxsparse.core.records import TensorSpec, record_of
+from fxsparse.core.weight_operands import WeightOperand, einsum_share, input_dependent, shape_of, weight_operands
+from fxsparse.core.weight_origin import Origin, origins_of, parameters_behind
 
 from .open_node import Opened, open_call
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class NodeCost:
-    """What one node costs for the example.
-
-    Attributes:
-        node, module, operation: its name, the submodule that makes the call, and what it calls.
-        macs: multiply-accumulates with all weights.
-        weight: name of the parameter whose elements are the weight, if there is one.
-        weight_shape, input_shape, output_shape: of the weight, the first tensor argument, the first result.
-        stride: of a convolution, per dimension.
-        elements, active: number of weight elements, and of those that are active; 0 without a weight.
-        parameters: number of parameters that the node reads.
-        other: FLOPs that are not MACs, by category (`core/aten_costs.py`).
-        input_gradient: MACs of the gradients of the inputs, with all weights; 0 where nothing before the node
-            is trained.
-        weight_gradient: MACs of the gradient of the weight, at all positions; 0 where it is not trained.
-        unknown: operations in the node that no rule covers.
-        detail: what a reader should know of how it was counted.
-    """
-
-    node: str
-    module: str
-    operation: str
-    macs: int = 0
-    weight: str | None = None
-    weight_shape: Shape | None = None
-    input_shape: Shape | None = None
-    output_shape: Shape | None = None
-    stride: Shape = ()
-    elements: int = 0
-    active: int = 0
-    parameters: int = 0
-    other: Mapping[str, int] = field(default_factory=dict)
-    input_gradient: int = 0
-    weight_gradient: int = 0
-    unknown: tuple[str, ...] = ()
-    detail: str = ""
-
-    @property
-    def density(self) -> float:
-        """Fraction of the weight's elements that are active; 1 without a weight."""
-        return self.active / self.elements if self.elements else 1.0
-
-    @property
-    def sparse_macs(self) -> int:
-        """Multiply-accumulates with the active weights only."""
-        return self._of_active(self.macs)
-
-    @property
-    def backward(self) -> int:
-        """MACs of the backward pass with all weights."""
-        return self.input_gradient + self.weight_gradient
-
-    @property
-    def sparse_backward(self) -> int:
-        """MACs of the backward pass with the active weights only."""
-        return self._of_active(self.input_gradient) + self._of_active(self.weight_gradient)
-
-    @property
-    def dense_gradient_backward(self) -> int:
-        """MACs of a backward pass with the active weights that gives the gradient of all weights."""
-        return self._of_active(self.input_gradient) + self.weight_gradient
-
-    def _of_active(self, macs: int) -> int:
-        """Every element of a weight is used equally often."""
-        return macs // self.elements * self.active if self.elements else macs
 
 
 def count_flops(
@@ -111,7 +46,7 @@ def count_flops(
     Raises:
         InputError: a node without annotated shapes, or one that fails for them.
     """
-    counter = _Counter(root, active, training)
+    counter = _Counter(root, graph, active, training)
     modes = {module: module.training for module in root.modules() if module is not root}
     try:
         for module in modes:
@@ -125,8 +60,9 @@ def count_flops(
 
 
 class _Counter:
-    def __init__(self, root: nn.Module, active: Mapping[str, int], training: bool) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, active: Mapping[str, int], training: bool) -> None:
         self.root = root
+        self._from_input = input_dependent(graph)
         self.active = active
         self.costs: list[NodeCost] = []
         self._evaluator = FakeEvaluator(root)
@@ -141,61 +77,54 @@ class _Counter:
             check_argument,
         ):
             return
-        if node.op == "call_function" and node.target in WEIGHTED:
-            cost = self._weighted(node)
-        else:
-            cost = self._other(node)
-        if cost is not None and (cost.macs or cost.unknown or any(cost.other.values())):
-            self.costs.append(cost)
+        operands = weight_operands(node, self._from_input)
+        costs = self._weighted(node, operands) if node.target in WEIGHTED else self._other(node, operands)
+        self.costs.extend(cost for cost in costs if cost.macs or cost.unknown or any(cost.other.values()))
 
     # -- the two kinds of nodes ---------------------------------------------------------------------------
 
-    def _weighted(self, node: fx.Node) -> NodeCost:
+    def _weighted(self, node: fx.Node, operands: Sequence[WeightOperand]) -> list[NodeCost]:
+        """A convolution or linear, whose weight is used equally often everywhere."""
         operation = WEIGHTED[node.target]
         input, weight = operand(node, 0, "input"), operand(node, operation.weight, "weight")
         bias = operand(node, operation.bias, "bias")
         shapes = [_shape_of(value, node) for value in (input, weight, node)]
         reuse, elements = operation.reuse(*shapes), prod(shapes[1])
-        name = parameter_behind(weight)
-        active = self.active.get(name, elements) if name else elements
-        return NodeCost(
+        whole = NodeCost(
             node=node.name,
             module=record_of(node).module,
             operation=operation.name,
             macs=elements * reuse,
-            weight=name,
             weight_shape=shapes[1],
             input_shape=shapes[0],
             output_shape=shapes[2],
             stride=_stride(node, operation.kernel_rank),
             elements=elements,
-            active=active,
+            active=elements,
             parameters=self._parameters(node),
             other={"bias": prod(shapes[2])} if bias is not None else {},
             input_gradient=elements * reuse if self._trained.get(input, False) else 0,
             weight_gradient=elements * reuse if self._trained.get(weight, False) else 0,
         )
+        return self._by_weight(whole, [(item, whole.macs) for item in operands])
 
-    def _other(self, node: fx.Node) -> NodeCost | None:
+    def _other(self, node: fx.Node, operands: Sequence[WeightOperand]) -> list[NodeCost]:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _spec_of(source, node))
         result = _spec_of(node, node)
         if not _tensors(args) and not _tensors(kwargs) and not _tensors(result):
-            return None  # arithmetic on sizes
+            return []  # arithmetic on sizes
         opened = self._open(node, args, kwargs)
         inputs, outputs = _tensors((args, kwargs)), _tensors(result)
-        name, elements, active = self._masked_factor(node, opened.macs)
-        to_weight = opened.macs if name is not None and opened.backward >= opened.macs else 0
-        return NodeCost(
+        shares = [(item, _share(node, item, opened.macs)) for item in operands]
+        trained = [macs for item, macs in shares if self._trained.get(item.node, False)]
+        to_weight = min(sum(trained), opened.backward)
+        whole = NodeCost(
             node=node.name,
             module=str(node.target) if node.op == "call_module" else record_of(node).module,
             operation=self._title(node),
             macs=opened.macs,
-            weight=name,
-            weight_shape=_weight_shape(node, name),
             input_shape=inputs[0].shape if inputs else None,
             output_shape=outputs[0].shape if outputs else None,
-            elements=elements,
-            active=active,
             parameters=self._parameters(node),
             other=opened.other,
             input_gradient=opened.backward - to_weight,
@@ -203,6 +132,60 @@ class _Counter:
             unknown=opened.unknown,
             detail=opened.detail,
         )
+        return self._by_weight(whole, shares)
+
+    def _by_weight(self, whole: NodeCost, shares: Sequence[tuple[WeightOperand, int]]) -> list[NodeCost]:
+        """A node's cost by the parameters that its weights come from; what is left stays with the node itself."""
+        parts = [(item, origin, macs) for item, macs in shares for origin in self._origins(item)]
+        parts = [(item, origin, macs * origin.elements // _covered(self.root, item)) for item, origin, macs in parts]
+        if not parts or sum(macs for _, _, macs in parts) > whole.macs:
+            return [whole]
+        costs = []
+        left = whole
+        for item, origin, macs in parts:
+            size = attribute(self.root, origin.name).numel()
+            part = replace(
+                whole,
+                node=whole.node if len(parts) == 1 and macs == whole.macs else f"{whole.node}:{origin.name}",
+                call=whole.node,
+                macs=macs,
+                weight=origin.name if origin.keeps_zeros else None,
+                weight_shape=shape_of(item.node),
+                elements=origin.elements,
+                active=origin.elements,
+                size=size,
+                parameters=size,
+                other={},
+                input_gradient=whole.input_gradient * macs // whole.macs if whole.macs else 0,
+                weight_gradient=macs if whole.weight_gradient and self._trained.get(item.node, False) else 0,
+                unknown=(),
+                detail="" if origin.keeps_zeros else f"zeros of {origin.name} are none after {origin.computed}",
+            )
+            costs.append(replace(part, active=part.active_among(self.active)))
+            left = replace(
+                left,
+                macs=left.macs - part.macs,
+                input_gradient=left.input_gradient - part.input_gradient,
+                weight_gradient=left.weight_gradient - part.weight_gradient,
+                parameters=max(left.parameters - size, 0),
+            )
+        if left.macs:
+            return [*costs, replace(left, weight_shape=None, elements=0, active=0)]
+        first = costs[0]
+        costs[0] = replace(
+            first,
+            other=whole.other,
+            unknown=whole.unknown,
+            detail=first.detail or whole.detail,
+            parameters=first.parameters + left.parameters,
+            input_gradient=first.input_gradient + left.input_gradient,
+            weight_gradient=first.weight_gradient + left.weight_gradient,
+        )
+        return costs
+
+    def _origins(self, item: WeightOperand) -> list[Origin]:
+        origins = origins_of(self.root, item.node)
+        return [] if isinstance(origins, str) else origins
 
     # -- opening a node -----------------------------------------------------------------------------------
 
@@ -235,18 +218,6 @@ class _Counter:
         except Exception:  # the fake tensors then say what is wrong, or do it
             return None
 
-    def _masked_factor(self, node: fx.Node, macs: int) -> tuple[str | None, int, int]:
-        """Name, size and active count of a masked weight that enters a matrix product as one factor."""
-        if not macs or operation_name(node) not in MATRIX_PRODUCTS:
-            return None, 0, 0
-        for source in node.all_input_nodes:
-            name = parameter_behind(source)
-            if name in self.active:
-                elements = prod(_shape_of(source, node))
-                if elements and macs % elements == 0:
-                    return name, elements, self.active[name]
-        return None, 0, 0
-
     # -- what is known of a node --------------------------------------------------------------------------
 
     def _is_trained(self, node: fx.Node) -> bool:
@@ -263,6 +234,8 @@ class _Counter:
         if operation_name(node) in ("detach", "detach_"):
             return False
         spec = record_of(node).spec
+        if spec is not None and not _tensors(spec):
+            return False  # a size, a dtype, a device
         if isinstance(spec, TensorSpec) and not (spec.dtype.is_floating_point or spec.dtype.is_complex):
             return False
         return any(self._trained.get(source, False) for source in node.all_input_nodes)
@@ -270,9 +243,9 @@ class _Counter:
     def _parameters(self, node: fx.Node) -> int:
         if node.op == "call_module":
             return sum(parameter.numel() for parameter in self.root.get_submodule(str(node.target)).parameters())
-        names = {parameter_behind(source) for source in node.all_input_nodes} - {None}
-        values = [attribute(self.root, str(name)) for name in names]
-        return sum(value.numel() for value in values if isinstance(value, nn.Parameter))
+        made = [source for source in node.all_input_nodes if source not in self._from_input]
+        found = {id(own): own for source in made for own in parameters_behind(self.root, source).values()}
+        return sum(parameter.numel() for parameter in found.values())
 
     def _title(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -280,20 +253,18 @@ class _Counter:
         return operation_name(node)
 
 
-REARRANGEMENTS = frozenset(["t", "transpose", "permute", "view", "reshape", "flatten", "contiguous", "to", "clone"])
-"""Operations whose result has the elements of their first argument, in another order or shape."""
+def _share(node: fx.Node, item: WeightOperand, macs: int) -> int:
+    """How many of a node's MACs multiply with one of its weights."""
+    if node.target in FUSED:
+        rows = prod(_shape_of(node.args[0] if node.args else node.kwargs["input"], node)[:-1])
+        return rows * prod(shape_of(item.node))
+    return einsum_share(node, item.node) if item.operation == "einsum" else macs
 
-MATRIX_PRODUCTS = frozenset(["matmul", "mm", "bmm", "mv", "__matmul__", "__rmatmul__", "addmm", "addmv", "baddbmm"])
 
-
-def parameter_behind(weight: Any) -> str | None:
-    """Name of the parameter whose elements an operand holds, through its mask and rearrangements."""
-    while isinstance(weight, fx.Node) and weight.op != "get_attr":
-        reads_transpose = weight.target is getattr and weight.args[1] in ("T", "mT")
-        if weight.target is not apply_mask and operation_name(weight) not in REARRANGEMENTS and not reads_transpose:
-            return None
-        weight = weight.args[0]
-    return str(weight.target) if isinstance(weight, fx.Node) else None
+def _covered(root: nn.Module, item: WeightOperand) -> int:
+    """Elements of parameters in a weight: its own, without the repetitions of `expand`."""
+    origins = origins_of(root, item.node)
+    return prod(shape_of(item.node)) if isinstance(origins, str) else sum(origin.elements for origin in origins)
 
 
 def _operands(tree: Any) -> list[fx.Node]:
@@ -323,12 +294,6 @@ def _stride(node: fx.Node, kernel_rank: int) -> Shape:
         return ()
     stride = operand(node, 3, "stride") or 1
     return (stride,) * kernel_rank if isinstance(stride, int) else tuple(stride)
-
-
-def _weight_shape(node: fx.Node, name: str | None) -> Shape | None:
-    if name is None:
-        return None
-    return next(_shape_of(source, node) for source in node.all_input_nodes if parameter_behind(source) == name)
 
 
 def _tensors(tree: Any) -> list[TensorSpec]:

@@ -3,13 +3,18 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
 from torch import fx, nn
 
 from fxsparse.core.arguments import check_decision
 from fxsparse.core.graphs import attribute, has_effect, operand, operation_name
-from fxsparse.core.operations import EMBEDDINGS, WEIGHTED
+from fxsparse.core.operations import EMBEDDINGS, PRODUCTS, WEIGHTED
 from fxsparse.core.records import Captured, SiteUse, Uncovered, WeightSite, record_of
+from fxsparse.core.weight_operands import WeightOperand, input_dependent, weight_operands
+from fxsparse.core.weight_origin import Origin, origins_of, parameters_behind
+
+from .annotate_shapes import annotate_shapes
 
 
 @dataclass
@@ -17,7 +22,7 @@ class _Findings:
     """What the graphs do with one parameter."""
 
     uses: list[SiteUse] = field(default_factory=list)
-    depthwise: list[bool] = field(default_factory=list)
+    operands: list[tuple[WeightOperand, Origin]] = field(default_factory=list)
     embeds: bool = False
     weights_of: list[str] = field(default_factory=list)
     enters_by: list[str] = field(default_factory=list)
@@ -32,18 +37,20 @@ class _Findings:
         if self.embeds:
             return "an embedding table"
         if self.weights_of:
-            return f"the weight of {self.weights_of[0]} is computed from it"
+            return self.weights_of[0]
         return f"enters by {self.enters_by[0]}" if self.enters_by else "not used in forward"
 
 
 def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
     """The sites in execution order, and every other matrix-shaped parameter with the reason it is none.
 
-    A site is a Parameter with two or more dimensions that some call takes as the weight of a convolution,
-    transposed convolution or linear. A parameter that reaches such a call only through other operations,
-    that a module hides in its kernel, or that enters by another operation, is listed as not covered.
+    A site is a Parameter with two or more dimensions that some call takes as a weight
+    (`core/weight_operands.py`), as it is or by way of what is made of it (`core/weight_origin.py`). A parameter that a
+    module hides in its kernel, or that enters in no such way, is listed as not covered. Graphs without shapes get them.
     """
     model = captured.model
+    if any(record_of(node).spec is None for _, graph in captured.distinct_graphs() for node in _with_values(graph)):
+        annotate_shapes(captured)
     names: dict[int, list[str]] = defaultdict(list)
     parameters: dict[int, nn.Parameter] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -51,8 +58,9 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
         parameters[id(parameter)] = parameter
     findings = {key: _Findings() for key in parameters}
     for mode, graph in captured.distinct_graphs():
+        from_input = input_dependent(graph)
         for node in graph.nodes:
-            _note_node(model, mode, node, findings)
+            _note_node(model, mode, node, from_input, findings)
 
     sites: list[WeightSite] = []
     uncovered: list[Uncovered] = []
@@ -64,6 +72,7 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
         if reason is not None:
             uncovered.append(Uncovered(name, tuple(parameter.shape), reason))
             continue
+        matrix = _matrix(parameter, found.operands)
         sites.append(
             WeightSite(
                 name=name,
@@ -71,12 +80,19 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
                 uses=tuple(found.uses),
                 aliases=tuple(aliases),
                 owner=type(model.get_submodule(name.rpartition(".")[0])),
-                depthwise=all(found.depthwise),
+                depthwise=all(item.groups > 1 and item.matrix[1] == 1 for item, _ in found.operands),
                 tied_embedding=found.embeds,
                 frozen=not parameter.requires_grad,
+                matrix=matrix if matrix != tuple(parameter.shape) else (),
+                form=_form(found.operands),
+                looks_like_a_table=_looks_like_a_table(name, found.uses),
             )
         )
     return sorted(sites, key=_execution_order(captured)), uncovered
+
+
+def _with_values(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op in ("get_attr", "call_module")]
 
 
 def _execution_order(captured: Captured) -> Callable[[WeightSite], tuple[int, int]]:
@@ -89,31 +105,37 @@ def _execution_order(captured: Captured) -> Callable[[WeightSite], tuple[int, in
     return lambda site: position[site.uses[0].mode, site.uses[0].node]
 
 
-def _note_node(model: nn.Module, mode: str, node: fx.Node, findings: dict[int, _Findings]) -> None:
+# -- one node -----------------------------------------------------------------------------------------------
+
+
+def _note_node(
+    model: nn.Module, mode: str, node: fx.Node, from_input: frozenset[fx.Node], findings: dict[int, _Findings]
+) -> None:
     """Adds what one node does with each parameter that it touches."""
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         for parameter in module.parameters():
-            findings[id(parameter)].obstacles.append(f"hidden inside {type(module).__name__} {node.target}")
+            what = "of the normalisation" if isinstance(module, NORMS) else "hidden inside"
+            findings[id(parameter)].obstacles.append(f"{what} {type(module).__name__} {node.target}")
     if node.op not in ("call_function", "call_method", "call_module"):
         return
     changed = _changed_parameter(model, node)
     if changed is not None:
         findings[id(changed)].obstacles.append(f"changed in place by {operation_name(node)} in {_place(node)}")
-    weight = _weight_operand(node)
-    if weight is not None:
-        parameter = _parameter(model, weight)
-        if parameter is not None:
-            operation = WEIGHTED[node.target]
-            found = findings[id(parameter)]
-            found.uses.append(SiteUse(mode, node.name, operation.name, record_of(node).module))
-            groups = operand(node, 6, "groups") if operation.kernel_rank else 1
-            found.depthwise.append((groups or 1) > 1 and parameter.shape[1] == 1)
-        for key in _ancestors(model, weight) if weight.op != "get_attr" else ():
-            findings[key].weights_of.append(f"{operation_name(node)} in {_place(node)}")
+    weights = weight_operands(node, from_input)
+    for weight in weights:
+        _note_weight(model, mode, node, weight, findings)
+    if node.target in WEIGHTED and not weights:
+        computed = operand(node, WEIGHTED[node.target].weight, "weight")
+        for parameter in parameters_behind(model, computed).values() if isinstance(computed, fx.Node) else ():
+            reason = f"the weight of {operation_name(node)} in {_place(node)} is computed from it and from the input"
+            findings[id(parameter)].weights_of.append(reason)
+    taken = {weight.node for weight in weights}
     for source in node.all_input_nodes:
-        parameter = _parameter(model, source)
-        if parameter is None or source is weight:
+        if source.op != "get_attr" or source in taken:
+            continue
+        parameter = attribute(model, str(source.target))
+        if not isinstance(parameter, nn.Parameter):
             continue
         found = findings[id(parameter)]
         if node.op == "call_function" and node.target in EMBEDDINGS:
@@ -122,18 +144,27 @@ def _note_node(model: nn.Module, mode: str, node: fx.Node, findings: dict[int, _
             found.enters_by.append(f"{operation_name(node)} in {_place(node)}")
 
 
-def _weight_operand(node: fx.Node) -> fx.Node | None:
-    if node.op != "call_function" or node.target not in WEIGHTED:
-        return None
-    weight = operand(node, WEIGHTED[node.target].weight, "weight")
-    return weight if isinstance(weight, fx.Node) else None
-
-
-def _parameter(model: nn.Module, node: fx.Node) -> nn.Parameter | None:
-    if node.op != "get_attr":
-        return None
-    value = attribute(model, str(node.target))
-    return value if isinstance(value, nn.Parameter) else None
+def _note_weight(
+    model: nn.Module, mode: str, node: fx.Node, weight: WeightOperand, findings: dict[int, _Findings]
+) -> None:
+    """Adds one weight of a node to the parameters from which it comes."""
+    origins = origins_of(model, weight.node)
+    of_whom = f"the weight of {operation_name(node)} in {_place(node)} is computed from it"
+    behind = parameters_behind(model, weight.node)
+    if isinstance(origins, str):
+        for parameter in behind.values():
+            findings[id(parameter)].weights_of.append(f"{of_whom}, and {origins}")
+        return
+    use = SiteUse(mode, node.name, weight.operation, record_of(node).module)
+    roots = {origin.name for origin in origins}
+    for name, parameter in behind.items():
+        if name not in roots:
+            findings[id(parameter)].weights_of.append(of_whom)
+    for origin in origins:
+        found = findings[id(behind[origin.name])]
+        found.operands.append((weight, origin))
+        if use not in found.uses:
+            found.uses.append(use)
 
 
 def _changed_parameter(model: nn.Module, node: fx.Node) -> nn.Parameter | None:
@@ -143,23 +174,10 @@ def _changed_parameter(model: nn.Module, node: fx.Node) -> nn.Parameter | None:
     changed = node.kwargs.get("out") or (node.args[0] if node.args else None)
     while isinstance(changed, fx.Node) and changed.op != "get_attr" and operation_name(changed) in VIEWS:
         changed = changed.args[0]
-    return _parameter(model, changed) if isinstance(changed, fx.Node) else None
-
-
-def _ancestors(model: nn.Module, node: fx.Node) -> set[int]:
-    """Parameters (by id) from which the value of `node` is computed."""
-    seen, open_nodes, found = {node}, [node], set()
-    while open_nodes:
-        current = open_nodes.pop()
-        parameter = _parameter(model, current)
-        if parameter is not None:
-            found.add(id(parameter))
-        if current.op == "call_module":
-            found.update(id(p) for p in model.get_submodule(str(current.target)).parameters())
-        fresh = [source for source in current.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        open_nodes.extend(fresh)
-    return found
+    if not isinstance(changed, fx.Node) or changed.op != "get_attr":
+        return None
+    value = attribute(model, str(changed.target))
+    return value if isinstance(value, nn.Parameter) else None
 
 
 VIEWS = frozenset(
@@ -168,6 +186,41 @@ VIEWS = frozenset(
 )
 """Operations whose result may share its first argument's storage."""
 
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
 
 def _place(node: fx.Node) -> str:
     return record_of(node).module or "the model's forward"
+
+
+# -- what a site is like --------------------------------------------------------------------------------------
+
+
+def _matrix(parameter: nn.Parameter, operands: list[tuple[WeightOperand, Origin]]) -> tuple[int, ...]:
+    """`(out, in, *kernel)` of the weight: a matrix is one as a whole, of a bank it is one expert's."""
+    matrix, size = tuple(operands[0][0].matrix), parameter.numel()
+    if prod(matrix) == size or (parameter.ndim > 2 and prod(matrix) and size % prod(matrix) == 0):
+        return matrix
+    out, *rest = parameter.shape
+    return (out, prod(rest)) if operands[0][0].operation not in CONVOLUTIONS else tuple(parameter.shape)
+
+
+def _form(operands: list[tuple[WeightOperand, Origin]]) -> str:
+    parts = ["used in parts"] if any(origin.is_part for _, origin in operands) else []
+    for name, keeps in dict.fromkeys((origin.computed, origin.keeps_zeros) for _, origin in operands):
+        if name:
+            parts.append(f"computed by {name}" + ("" if keeps else ", where zeros do not stay"))
+    return "; ".join(parts)
+
+
+def _looks_like_a_table(name: str, uses: list[SiteUse]) -> bool:
+    words = name.rpartition(".")[2].lower().split("_")
+    return all(use.operation in FACTORS for use in uses) and not TABLE_WORDS.isdisjoint(words)
+
+
+CONVOLUTIONS = frozenset(operation.name for operation in WEIGHTED.values() if operation.kernel_rank)
+FACTORS = frozenset([*(name.strip("_") for name in PRODUCTS), "rmatmul", "einsum"])
+TABLE_WORDS = frozenset(
+    "pos position positions positional rel relative embed embedding embeddings token tokens".split()
+)
+"""Words in the name of a parameter that is multiplied with the input, and that practitioners would not mask."""

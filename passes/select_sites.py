@@ -26,7 +26,8 @@ def select_sites(
     """The sites that are masked, the names among them that stay at density 1, and all that have no mask.
 
     Args:
-        include: only these get masks (default: all but those tied to an embedding and frozen ones).
+        include: only these get masks (default: all but those tied to an embedding, frozen ones, and tables of
+            positions or tokens that are multiplied with the input).
         exclude: these get no mask and are in no budget.
         dense: these get masks of ones and stay in the budget.
             Each takes globs of weight names, names of modules, `nn.Module` types (of the module that holds
@@ -51,6 +52,8 @@ def select_sites(
         for site in sites:
             if site.tied_embedding:
                 reasons[site.name] = "tied to an embedding; name it in include to mask both uses"
+            elif site.looks_like_a_table:
+                reasons[site.name] = "positions or tokens, by its name; name it in include to mask it"
             elif site.frozen:
                 reasons[site.name] = "frozen: it does not require a gradient"
     else:

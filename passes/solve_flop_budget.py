@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from fxsparse.core.flop_budget import solve_flop_budget as solve
+from fxsparse.core.node_cost import NodeCost
 from fxsparse.core.records import WeightSite
 
 from .allocate_sparsity import allocate_sparsity
-from .count_flops import NodeCost
 
 
 def solve_flop_budget(
@@ -34,11 +34,11 @@ def solve_flop_budget(
         if node.weight in macs:
             macs[node.weight] += node.macs
     other_macs = sum(node.macs for node in nodes) - sum(macs.values())
-    shapes = {site.name: site.shape for site in sites}
+    sizes = {site.name: site.numel for site in sites}
 
     def allocated(sparsity: float) -> dict[str, float]:
         return allocate_sparsity(
             sites, sparsity, distribution, dense=dense, explicit=explicit, power=power, dense_inside=dense_inside
         )
 
-    return solve(shapes, flops, allocated, macs, other_macs)
+    return solve(sizes, flops, allocated, macs, other_macs)

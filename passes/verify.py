@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxsparse.capture.guards import module_state_kept, random_state_kept
+from fxsparse.capture.shown_weights import fast_path_off
 from fxsparse.core.arguments import map_leaves
 from fxsparse.core.errors import InputError, VerificationError
 
@@ -76,7 +77,7 @@ def _outputs(module: nn.Module, args: tuple, kwargs: dict[str, Any], calls: int)
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     outputs = []
     try:
-        with torch.random.fork_rng(), random_state_kept(), module_state_kept(module):
+        with fast_path_off(), torch.random.fork_rng(), random_state_kept(), module_state_kept(module):
             torch.manual_seed(0)
             random.seed(0)
             np.random.seed(0)

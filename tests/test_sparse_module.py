@@ -359,8 +359,8 @@ def test_an_attached_run_under_compile_rewires_as_without(fresh_dynamo):
 def test_the_report_lists_every_site_and_everything_without_a_mask():
     _, sparse = sparse_zoo("module_gru")
     text = sparse.report()
-    assert "head.weight" in text and "gru.weight_hh_l1" in text and "hidden inside GRU gru" in text
-    assert "one graph for both modes" in text
+    assert "head.weight" in text and "gru.weight_hh_l1" in text and "embedding.weight 12x8: an embedding table" in text
+    assert "one graph for both modes" in sparse_zoo("attention")[1].report()
     assert "a graph for each mode" in sparse_zoo("mode_switch")[1].report()
 
 

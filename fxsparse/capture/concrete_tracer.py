@@ -5,9 +5,9 @@ has for the example (`concrete_proxy.py`), computed on fake tensors (`fake_value
 recorded, control flow on shapes, flags and `None` resolves, control flow on tensor contents is refused.
 
 What stays one call: modules that own no matrix-shaped parameter (dropout, activations, normalisation,
-pooling, stochastic depth), which then behave by themselves in train and eval; and modules of `torch.nn`
-that hide their weights in a kernel (GRU, LSTM, MultiheadAttention). Convolutions, linears and embeddings
-are traced through, so that every weight appears as an operand.
+pooling, stochastic depth), which then behave by themselves in train and eval; and the few modules of
+`torch.nn` with weights that nobody asked for yet. Convolutions, linears, embeddings, recurrent and attention
+layers and parametrizations are traced through, so that every weight appears as an operand.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedFakeTensorException,
 )
+from torch.nn.utils import parametrize
 
 from ..core.arguments import (
     check_argument,
@@ -47,7 +48,13 @@ from .user_code import calling_line, instruction, user_line
 TRACED_THROUGH = (
     nn.modules.conv._ConvNd,
     nn.Linear,
+    nn.Bilinear,
     nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    parametrize.ParametrizationList,
     nn.Sequential,
     nn.Transformer,
     nn.TransformerEncoder,

@@ -23,6 +23,7 @@ from torch.utils import checkpoint as checkpointing
 from ..core.errors import CaptureError
 from .concrete_proxy import ConcreteProxy, SizeTuple
 from .own_tensors import OwnTensorsRecorded
+from .shown_weights import weights_shown
 
 FACTORIES = (
     "arange",
@@ -102,6 +103,7 @@ def patched_python(tracer: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(nn.Module, "training", property(read_mode, write_mode), create=True))
         stack.enter_context(OwnTensorsRecorded(tracer))
+        stack.enter_context(weights_shown())
         for name in FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))

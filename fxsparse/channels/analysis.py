@@ -10,8 +10,8 @@ from ..core.errors import InputError
 from ..core.graphs import copy_graph
 from ..core.records import Captured
 from ..passes.annotate_shapes import annotate_shapes
+from ..passes.drop_unread import drop_unread
 from ..passes.group_channels import group_channels, label_channels
-from ..passes.open_attention import open_attention
 from ..passes.open_leaves import open_leaves
 from ..passes.trace import trace
 from ..passes.try_removal import try_removal
@@ -63,6 +63,5 @@ def opened(captured: Captured) -> Captured:
     captured = replace(captured, graphs=graphs)
     annotate_shapes(captured)
     open_leaves(captured)
-    if open_attention(captured):
-        annotate_shapes(captured)
+    drop_unread(captured)
     return captured

@@ -46,6 +46,7 @@ def allocate(
     flops: float | None = None,
     macs: Mapping[str, int] | None = None,
     other_macs: int = 0,
+    matrices: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
     """Sparsity of every site, such that the whole meets `sparsity`, or costs `flops` of the dense model.
 
@@ -62,6 +63,8 @@ def allocate(
         dense_inside: whether the sites in `dense` count in the budget, so that the others make up for them.
         flops: instead of `sparsity`: cost over the dense cost, in (0, 1], met to one part in a thousand.
         macs, other_macs: with `flops`: name -> dense MACs of the site's calls, and the MACs of what has no site.
+        matrices: name -> how many matrices of its shape a weight holds (a bank of experts); 1 where not given. Its
+            density is that of one of them, its size that of all.
 
     Returns:
         name -> sparsity, in the order of `shapes`.
@@ -74,12 +77,14 @@ def allocate(
     if (sparsity is None) == (flops is None) or (flops is not None and macs is None):
         raise ConfigError("allocate: give a sparsity, or flops together with macs (the dense MACs of every site)")
     if flops is not None and macs is not None:
-        given = {"dense": dense, "explicit": explicit, "power": power, "dense_inside": dense_inside}
+        given = {"dense": dense, "explicit": explicit, "power": power}
+        given |= {"dense_inside": dense_inside, "matrices": matrices}
 
         def allocated(overall: float) -> dict[str, float]:
             return allocate(shapes, overall, distribution, **given)  # type: ignore[arg-type]
 
-        return allocated(solve_flop_budget(shapes, flops, allocated, macs, other_macs))
+        sizes = _sizes(shapes, matrices)
+        return allocated(solve_flop_budget(sizes, flops, allocated, macs, other_macs))
     assert sparsity is not None
     _check_sparsity("sparsity", sparsity)
     check_number("power", power)
@@ -111,10 +116,14 @@ def allocate(
         )
     raw = {name: RAW_DENSITY[distribution](shape) ** power for name, shape in shapes.items() if name not in fixed}
     outside = set() if dense_inside else {name for pattern in dense for name in match_names(pattern, shapes, "dense")}
-    sizes = {name: math.prod(shape) for name, shape in shapes.items() if name not in outside}
+    sizes = {name: size for name, size in _sizes(shapes, matrices).items() if name not in outside}
     inside = {name: value for name, value in fixed.items() if name in sizes}
     densities = _solve_densities(sizes, raw, inside, sparsity) if sizes else {}
     return {name: fixed[name] if name in fixed else 1.0 - densities[name] for name in shapes}
+
+
+def _sizes(shapes: Mapping[str, Shape], matrices: Mapping[str, int] | None) -> dict[str, int]:
+    return {name: math.prod(shape) * (matrices or {}).get(name, 1) for name, shape in shapes.items()}
 
 
 def _solve_densities(

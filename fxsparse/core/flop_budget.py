@@ -1,7 +1,7 @@
 """The sparsity at which a distribution costs a given fraction of the dense FLOPs."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from .errors import AllocationError
 from .masking import floor_count
@@ -11,7 +11,7 @@ TOLERANCE = 1e-3
 
 
 def solve_flop_budget(
-    shapes: Mapping[str, Sequence[int]],
+    sizes: Mapping[str, int],
     flops: float,
     allocated: Callable[[float], Mapping[str, float]],
     macs: Mapping[str, int],
@@ -22,7 +22,7 @@ def solve_flop_budget(
     The cost falls as the sparsity grows, so bisection finds it; costs are those of whole weights.
 
     Args:
-        shapes: name -> weight shape.
+        sizes: name -> number of weights.
         flops: wanted cost over the dense cost, in (0, 1].
         allocated: from an overall sparsity to the sparsity of every site; raises `AllocationError` where
             there is no solution.
@@ -34,7 +34,7 @@ def solve_flop_budget(
     """
     if not 0.0 < flops <= 1.0:
         raise AllocationError(f"flops: {flops} is outside (0, 1]; 0.2 asks for a fifth of the dense FLOPs")
-    dense = sum(macs.get(name, 0) for name in shapes) + other_macs
+    dense = sum(macs.get(name, 0) for name in sizes) + other_macs
     if not dense:
         raise AllocationError("flops: no weight site costs anything, so there is no budget to meet")
 
@@ -44,8 +44,7 @@ def solve_flop_budget(
         except AllocationError:
             return None
         total = other_macs
-        for name, shape in shapes.items():
-            size = math.prod(shape)
+        for name, size in sizes.items():
             total += macs.get(name, 0) * (size - floor_count(sparsities[name], size)) // size
         return total / dense
 

@@ -21,7 +21,7 @@ def _every_product(args: tuple, kwargs: dict[str, Any], result: Tensor) -> int:
 
 
 def _einsum(args: tuple, kwargs: dict[str, Any], result: Tensor) -> int:
-    labels, output, operands = _parse_einsum(args)
+    labels, output, operands = parse_einsum(args)
     return einsum_macs(labels, output, [tuple(operand.shape) for operand in operands])
 
 
@@ -61,18 +61,28 @@ def einsum_macs(labels: Sequence[Sequence[Any]], output: Sequence[Any], shapes: 
         output: the labels that stay.
         shapes: the operands' shapes; a dimension of 1 broadcasts.
     """
+    return sum(macs for macs, _ in einsum_steps(labels, output, shapes))
+
+
+def einsum_steps(
+    labels: Sequence[Sequence[Any]], output: Sequence[Any], shapes: Sequence[tuple[int, ...]]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """The steps of `einsum_macs`: MACs, and which of the operands a step takes as they are (by position)."""
     terms = [_extents(own, shape) for own, shape in zip(labels, shapes, strict=True)]
-    total = 0
+    given: list[int | None] = list(range(len(terms)))
+    steps = []
     for left, right in _pairs(labels, output, shapes):
         a, b = terms[left], terms[right]
+        taken = tuple(index for index in (given[left], given[right]) if index is not None)
+        given = [*(index for place, index in enumerate(given) if place not in (left, right)), None]
         rest = [term for index, term in enumerate(terms) if index not in (left, right)]
         kept = set(output).union(*rest) if rest else set(output)
         a = {key: size for key, size in a.items() if key in kept or key in b}
         b = {key: size for key, size in b.items() if key in kept or key in a}
         joined = {key: max(a.get(key, 1), b.get(key, 1)) for key in {**a, **b}}
-        total += prod(joined.values())
+        steps.append((prod(joined.values()), taken))
         terms = [*rest, {key: size for key, size in joined.items() if key in kept}]
-    return total
+    return steps
 
 
 def _extents(labels: Sequence[Any], shape: tuple[int, ...]) -> dict[Any, int]:
@@ -100,7 +110,7 @@ def _pairs(labels: Sequence[Sequence[Any]], output: Sequence[Any], shapes: Seque
     return [tuple(sorted(step)) for step in path if len(step) == 2]
 
 
-def _parse_einsum(args: tuple) -> tuple[list[list[Any]], list[Any], list[Tensor]]:
+def parse_einsum(args: tuple) -> tuple[list[list[Any]], list[Any], list[Tensor]]:
     """Labels of each operand, of the output, and the operands, from any form that `torch.einsum` takes."""
     if isinstance(args[0], str):
         operands = list(args[1]) if len(args) == 2 and isinstance(args[1], tuple | list) else list(args[1:])

@@ -77,13 +77,17 @@ class WeightSite:
 
     Attributes:
         name: the parameter's first qualified name; its mask is the buffer `<name>_mask`.
-        shape: the weight's shape, torch order `(out, in, *kernel)`, `in` per group.
+        shape: the parameter's shape.
         uses: in execution order, the eval graph's before those that only the train graph has.
         aliases: further qualified names of the same Parameter.
         owner: type of the module that holds the parameter.
         depthwise: whether every use is a convolution with one input channel per group, and several groups.
         tied_embedding: whether the parameter is also an embedding table.
         frozen: whether the parameter does not require a gradient.
+        matrix: `(out, in, *kernel)` of the weight as it is used, `in` per group; empty where that is `shape`. A bank of
+            matrices (experts) has the shape of one of them.
+        form: how the weight comes from the parameter, where it is not the parameter itself; for reports.
+        looks_like_a_table: whether only products use it, and its name says that it holds positions or tokens.
     """
 
     name: str
@@ -94,6 +98,14 @@ class WeightSite:
     depthwise: bool = False
     tied_embedding: bool = False
     frozen: bool = False
+    matrix: tuple[int, ...] = ()
+    form: str = ""
+    looks_like_a_table: bool = False
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices of the shape `matrix` the parameter holds."""
+        return self.numel // torch.Size(self.matrix or self.shape).numel()
 
     @property
     def numel(self) -> int:

@@ -7,7 +7,7 @@ from typing import Self
 
 from ..core.aten_costs import CATEGORIES
 from ..core.errors import ConfigError, nearest
-from ..passes.count_flops import NodeCost
+from ..core.node_cost import NodeCost
 from .micronet import micronet_flops
 
 CONVENTIONS = ("macs", "micronet")
@@ -137,7 +137,7 @@ class FlopCounts:
 
         `densities` are the planned ones, for the `micronet` convention, which does not round to whole weights.
         """
-        nodes = tuple(replace(n, active=active.get(n.weight or "", n.elements)) for n in self.nodes)
+        nodes = tuple(replace(node, active=node.active_among(active)) for node in self.nodes)
         return replace(self, nodes=nodes, densities=dict(densities or {}))
 
     def under(self, convention: str | None = None, also: tuple[str, ...] | None = None) -> Self:

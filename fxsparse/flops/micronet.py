@@ -17,7 +17,7 @@ convolutions and linears only:
 
 from math import ceil, prod
 
-from ..passes.count_flops import NodeCost
+from ..core.node_cost import NodeCost
 
 
 def micronet_flops(node: NodeCost, density: float, first: bool) -> float:

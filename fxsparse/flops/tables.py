@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..passes.count_flops import NodeCost
+from ..core.node_cost import NodeCost
 from .flop_counts import FlopCounts
 
 COLUMNS = (

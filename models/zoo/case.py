@@ -15,10 +15,9 @@ class ZooCase:
     `make` builds it from PyTorch's global random state. `example` gives the same input at every call: a
     tensor, a tuple of positional arguments, or a dict of keyword arguments. `dropout` says that it draws
     random numbers in train mode. `refused` is the reason for which capture should refuse it, None where it
-    should be captured. `sites` counts the parameters that reach a convolution or linear layer as its weight,
-    each tied one once. Not counted are weights inside `nn.GRU`, `nn.LSTM` and `nn.MultiheadAttention`, a
-    weight that is computed from a parameter (parametrized ones too) or shared with an embedding, and a
-    parameter that enters by `matmul` or `einsum`. None where capture should refuse.
+    should be captured. `sites` counts the parameters of two or more dimensions that reach a convolution, a linear or
+    recurrent layer or a matrix product as its weight, each tied one once; not those shared with an embedding. None
+    where capture should refuse.
     """
 
     make: Callable[[], nn.Module]

@@ -9,7 +9,7 @@ from .case import ZooCase, integers, normal
 
 
 class ModuleGRU(nn.Module):
-    """A character model with `nn.GRU`, whose weights no graph of calls shows."""
+    """A character model with `nn.GRU`, which takes its weights in a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def unrolled_gru() -> nn.Module:
 
 
 class CellLoop(nn.Module):
-    """`nn.GRUCell` called in a Python loop: a module that hides its weights, with several uses."""
+    """`nn.GRUCell` called in a Python loop: weights with several uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,8 +59,7 @@ class CellLoop(nn.Module):
 class TransformerLayer(nn.Module):
     """`nn.TransformerEncoderLayer` under a mask.
 
-    Its two linear layers count as sites, its attention's weights hide. In eval mode without gradients it
-    takes a fused path that reads the weights by another way.
+    In eval mode without gradients it takes a fused path that reads the weights by another way.
     """
 
     def __init__(self) -> None:
@@ -123,11 +122,11 @@ TOKENS = integers(12, 2, 5)
 SEQUENCE = normal(2, 5, 8)
 
 CASES = {
-    "module_gru": ZooCase(ModuleGRU, TOKENS, sites=1),
-    "module_lstm": ZooCase(ModuleLSTM, TOKENS, sites=1),
+    "module_gru": ZooCase(ModuleGRU, TOKENS, sites=5),
+    "module_lstm": ZooCase(ModuleLSTM, TOKENS, sites=5),
     "unrolled_gru": ZooCase(unrolled_gru, TOKENS, sites=5),
-    "cell_loop": ZooCase(CellLoop, SEQUENCE, sites=1),
-    "transformer_layer": ZooCase(TransformerLayer, SEQUENCE, sites=3),
-    "attention": ZooCase(Attention, SEQUENCE, sites=1),
+    "cell_loop": ZooCase(CellLoop, SEQUENCE, sites=3),
+    "transformer_layer": ZooCase(TransformerLayer, SEQUENCE, sites=5),
+    "attention": ZooCase(Attention, SEQUENCE, sites=3),
     "own_attention": ZooCase(OwnAttention, SEQUENCE, dropout=True, sites=4),
 }

@@ -1,7 +1,6 @@
 """Weights that are computed from a parameter, cut out of one, or used by another operation than a layer.
 
-The computed ones have no convolution or linear weight operand of their own, so they are no sites for now:
-to be listed as not covered or refused, and never frozen as constants.
+Each is a site: the mask goes on the parameter at the root, and the gradient reaches it through what is computed.
 """
 
 import torch
@@ -112,11 +111,11 @@ class SlicedWeight(nn.Module):
 
 
 CASES = {
-    "weight_norm": ZooCase(WeightNorm, normal(2, 3, 8, 8), sites=1),
-    "weight_standardization": ZooCase(WeightStandardization, normal(2, 3, 8, 8), sites=1),
-    "scaled_weight": ZooCase(ScaledWeight, normal(4, 8), sites=1),
-    "matmul_parameter": ZooCase(MatmulParameter, normal(4, 8), sites=1),
-    "einsum_experts": ZooCase(EinsumExperts, normal(4, 8), sites=1),
+    "weight_norm": ZooCase(WeightNorm, normal(2, 3, 8, 8), sites=2),
+    "weight_standardization": ZooCase(WeightStandardization, normal(2, 3, 8, 8), sites=2),
+    "scaled_weight": ZooCase(ScaledWeight, normal(4, 8), sites=2),
+    "matmul_parameter": ZooCase(MatmulParameter, normal(4, 8), sites=2),
+    "einsum_experts": ZooCase(EinsumExperts, normal(4, 8), sites=2),
     "fused_projection": ZooCase(FusedProjection, normal(2, 5, 8), sites=2),
-    "sliced_weight": ZooCase(SlicedWeight, normal(4, 8), sites=1),
+    "sliced_weight": ZooCase(SlicedWeight, normal(4, 8), sites=2),
 }

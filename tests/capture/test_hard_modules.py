@@ -343,11 +343,18 @@ def test_batch_norm_without_momentum(assert_same):
     check(model, assert_same, X, others=(seeded(6, 8),))
 
 
-@pytest.mark.parametrize("parametrize", [parametrizations.weight_norm, parametrizations.orthogonal])
-def test_parametrized_weights_stay_parametrized(parametrize, assert_same):
+@pytest.mark.parametrize(
+    ("parametrize", "root"),
+    [
+        (parametrizations.weight_norm, "original1"),
+        (parametrizations.spectral_norm, "original"),
+        (parametrizations.orthogonal, "original"),
+    ],
+)
+def test_parametrized_weights_stay_parametrized(parametrize, root, assert_same):
     model = net(lambda self, x: self.head(self.fc(x)), lambda self: parametrize(self.fc))
     sparse = check(model, assert_same, X)
-    assert [site.name for site in sparse.sites] == ["head.weight"]
+    assert [site.name for site in sparse.sites] == [f"fc.parametrizations.weight.{root}", "head.weight"]
     assert all("fc.parametrizations" in item.name for item in sparse.uncovered)
 
 

@@ -40,24 +40,25 @@ def test_heads_are_atoms_and_grouped_queries_share_keys():
     assert group.atoms[0].of("consumer")[0].tensor == "out.weight"
 
 
-def test_attention_modules_are_written_out_where_they_are_plain():
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"batch_first": False}, {"bias": False}])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_the_heads_of_attention_modules_are_atoms(options, need_weights):
     class Attention(nn.Module):
-        def __init__(self, **options):
+        def __init__(self):
             super().__init__()
             self.stem = nn.Linear(16, 12)
-            self.attention = nn.MultiheadAttention(12, 3, batch_first=True, **options)
+            self.attention = nn.MultiheadAttention(12, 3, **({"batch_first": True} | options))
             self.head = nn.Linear(12, 5)
 
         def forward(self, x):
             x = self.stem(x)
-            return self.head(self.attention(x, x, x, need_weights=False)[0])
+            return self.head(self.attention(x, x, x, need_weights=need_weights)[0])
 
     x = torch.randn(2, 7, 16)
     atom = fxsparse.channel_groups(Attention(), x).group_of("attention.in_proj_weight").atoms[1]
     assert atom.of("producer")[0].indices == (4, 5, 6, 7, 16, 17, 18, 19, 28, 29, 30, 31)
     assert {item.tensor: item.indices for item in atom.of("consumer")} == {"attention.out_proj.weight": (4, 5, 6, 7)}
-    hidden = fxsparse.channel_groups(Attention(dropout=0.1), x).group_of("stem.weight")
-    assert hidden.status == "pinned" and "attention" in hidden.reasons[0]
+    assert fxsparse.channel_groups(Attention(), x).group_of("stem.weight").status == "exact"
 
 
 def test_flattened_images_are_consumed_in_blocks():

@@ -110,20 +110,8 @@ def test_embeddings_and_ties_to_them():
 @pytest.mark.parametrize(
     ("name", "reasons"),
     [
-        ("module_gru", {f"gru.weight_{kind}_l{i}": "hidden inside GRU gru" for i in (0, 1) for kind in ("ih", "hh")}),
-        ("cell_loop", {f"cell.weight_{kind}": "hidden inside GRUCell cell" for kind in ("ih", "hh")}),
-        (
-            "attention",
-            {
-                "attention.in_proj_weight": "hidden inside MultiheadAttention attention",
-                "attention.out_proj.weight": "hidden inside MultiheadAttention attention",
-            },
-        ),
-        ("matmul_parameter", {"weight": "enters by matmul in the model's forward"}),
-        ("einsum_experts", {"experts": "enters by einsum in the model's forward"}),
-        ("scaled_weight", dict.fromkeys(["weight", "gain"], "the weight of linear in the model's forward is computed")),
-        ("sliced_weight", {"in_proj": "the weight of linear in the model's forward is computed from it"}),
-        ("weight_standardization", {"conv.weight": "the weight of conv2d in conv is computed from it"}),
+        ("weight_norm", {"conv.parametrizations.weight.original0": "the weight of conv2d in conv is computed from it"}),
+        ("scaled_weight", {"gain": "the weight of linear in the model's forward is computed from it"}),
         ("unused", {"unused.0.weight": "not used in forward"}),
         ("positional_embedding", {"token": "enters by expand", "positions": "enters by getitem"}),
     ],
@@ -146,13 +134,14 @@ def test_every_matrix_is_a_site_or_listed(name):
 def test_a_weight_that_a_kernel_hides_elsewhere_is_no_site():
     """A mask would reach one of its two uses only."""
     model = net(
-        lambda self, x: self.head(self.fc(x) + self.cell(x)),
-        lambda self: setattr(self, "cell", nn.RNNCell(8, 8)),
+        lambda self, x: self.head(self.norm(self.fc(x)[None].expand(8, -1, -1).transpose(0, 1)[:, :8])),
+        lambda self: setattr(self, "norm", nn.LayerNorm((8, 8))),
     )
-    model.fc.weight = model.cell.weight_hh
+    model.fc.weight = model.norm.weight
+    model.fc.bias = None
     sites, uncovered = found(model, X)
     assert list(sites) == ["head.weight"]
-    assert uncovered["fc.weight"] == "hidden inside RNNCell cell"
+    assert uncovered["fc.weight"] == "of the normalisation LayerNorm norm"
 
 
 class Passed(nn.Module):

@@ -84,26 +84,20 @@ def test_bad_selectors_say_what_is_near(options, message):
 
 
 def test_weights_hidden_in_modules_are_listed_and_cannot_be_included():
-    class Recurrent(nn.Module):
+    class Normalised(nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn, self.gru = nn.LSTM(4, 6), nn.GRU(6, 6)
-            self.attention = nn.MultiheadAttention(6, 2)
-            self.head = nn.Linear(6, 3)
+            self.norm, self.head = nn.LayerNorm((4, 6)), nn.Linear(6, 3)
 
         def forward(self, x):
-            x = self.gru(self.rnn(x)[0])[0]
-            return self.head(self.attention(x, x, x)[0])
+            return self.head(self.norm(x))
 
-    sparse = fxsparse.sparsify(Recurrent(), torch.randn(5, 2, 4), sparsity=0.5, distribution="er")
+    sparse = fxsparse.sparsify(Normalised(), torch.randn(5, 4, 6), sparsity=0.5, distribution="er")
     assert list(sparse.masks) == ["head.weight"]
     reasons = {item.name: item.reason for item in sparse.uncovered}
-    assert reasons["rnn.weight_ih_l0"] == "hidden inside LSTM rnn"
-    assert reasons["gru.weight_hh_l0"] == "hidden inside GRU gru"
-    assert reasons["attention.in_proj_weight"] == "hidden inside MultiheadAttention attention"
-    assert "attention.out_proj.weight" in reasons
-    with pytest.raises(SelectionError, match=r"rnn\.weight_ih_l0 cannot be masked: hidden inside LSTM rnn"):
-        fxsparse.sparsify(Recurrent(), torch.randn(5, 2, 4), include="rnn.*")
+    assert reasons == dict.fromkeys(["norm.weight", "norm.bias"], "of the normalisation LayerNorm norm")
+    with pytest.raises(SelectionError, match=r"norm\.weight cannot be masked: of the normalisation LayerNorm norm"):
+        fxsparse.sparsify(Normalised(), torch.randn(5, 4, 6), include="norm.*")
 
 
 class Language(nn.Module):
@@ -150,8 +144,8 @@ def test_frozen_weights_are_left_out_and_listed():
 
 
 def test_a_model_without_weights_is_refused_with_the_reasons():
-    with pytest.raises(SelectionError, match="LSTM"):
-        fxsparse.sparsify(nn.Sequential(nn.LSTM(3, 4)), torch.randn(2, 1, 3))
+    with pytest.raises(SelectionError, match="LayerNorm"):
+        fxsparse.sparsify(nn.Sequential(nn.LayerNorm((1, 3))), torch.randn(2, 1, 3))
     with pytest.raises(SelectionError, match="no weight to mask"):
         fxsparse.sparsify(nn.Sequential(nn.ReLU()), torch.randn(2, 3))
 
@@ -232,7 +226,7 @@ def test_more_bad_selectors(options, message):
 
 
 def test_a_model_without_sites_says_what_it_has():
-    with pytest.raises(SelectionError, match=r"GRU has no weight to mask \(weight_ih_l0: .*gru"):
-        fxsparse.sparsify(nn.GRU(8, 8), torch.randn(3, 2, 8))
+    with pytest.raises(SelectionError, match=r"LayerNorm has no weight to mask \(weight: enters by layer_norm"):
+        fxsparse.sparsify(nn.LayerNorm((2, 8)), torch.randn(3, 2, 8))
     with pytest.raises(SelectionError, match="no matrix-shaped parameter"):
         fxsparse.sparsify(nn.BatchNorm2d(3), X)
