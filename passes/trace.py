@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxsparse.capture.concrete_tracer import ConcreteTracer
+from fxsparse.capture.weight_hooks import computed_by_hooks, has_other_hooks
 from fxsparse.core.errors import CaptureError, InputError
 from fxsparse.core.graphs import pack_graph
 from fxsparse.core.masking import apply_mask
@@ -119,15 +120,16 @@ def _both_modes(model: nn.Module, args: tuple, kwargs: dict, mechanism: str, cap
         graphs,
         (specs_of(args), specs_of(kwargs)),
         mechanism,
-        notes=[*_notes(captures), *_lost_hooks(model, graphs)],
+        notes=[*_notes(model, captures), *_lost_hooks(model, graphs)],
         flags=flags,
         mode_readers=tuple(name for name, module in model.named_modules() if name and module in readers),
     )
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    held = [tensor for module in model.modules() for tensor in computed_by_hooks(module).values()]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held})
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         computed = [
@@ -144,8 +146,10 @@ def _copied(model: nn.Module) -> nn.Module:
         raise CaptureError(f"cannot capture {type(model).__name__}: it cannot be copied: {reason}") from error
 
 
-def _notes(captures: dict[str, OneMode]) -> list[str]:
+def _notes(model: nn.Module, captures: dict[str, OneMode]) -> list[str]:
     changed = {name for one in captures.values() for name in one.changed}
+    for prefix, module in model.named_modules():  # made anew at every call, in the graph as well
+        changed -= {f"{prefix}.{name}".lstrip(".") for name in computed_by_hooks(module)}
     notes = list(dict.fromkeys(note for one in captures.values() for note in one.notes))
     if changed:
         notes.insert(0, f"forward changes {', '.join(sorted(changed))}; the graph leaves them as they are")
@@ -170,7 +174,7 @@ def _lost_hooks(model: nn.Module, graphs: dict[str, fx.Graph]) -> list[str]:
         for name, module in model.named_modules()
         if name not in called
         and not name.startswith(inside_called)
-        and (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        and (module._forward_hooks or module._backward_hooks or has_other_hooks(module))
     ]
     if not hooked:
         return []

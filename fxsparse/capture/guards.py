@@ -103,7 +103,7 @@ def patched_python(tracer: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(nn.Module, "training", property(read_mode, write_mode), create=True))
         stack.enter_context(OwnTensorsRecorded(tracer))
-        stack.enter_context(weights_shown())
+        stack.enter_context(weights_shown(tracer))
         for name in FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))

@@ -198,7 +198,8 @@ PARTS = frozenset("getitem narrow select chunk split split_with_sizes tensor_spl
 JOINS = frozenset("cat concat concatenate stack vstack hstack".split())
 
 KEEPING = frozenset(
-    "div truediv true_divide divide neg abs sign sqrt square relu tanh sin round normalize weight_norm".split()
+    """div truediv true_divide divide neg abs sign sqrt square relu tanh sin round normalize weight_norm
+    spectral_weight""".split()
 )
 """Operations whose result is zero where their first argument is. (`F.normalize` and `torch._weight_norm` divide.)"""
 
