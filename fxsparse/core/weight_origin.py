@@ -9,6 +9,7 @@ A computed weight need not be zero where its parameter is: a standardised filter
 `keeps_zeros` says whether it is, by what is known of each operation on the way; of the others, it is not.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -58,6 +59,8 @@ def origins_of(root: nn.Module, weight: fx.Node) -> list[Origin] | str:
         return joined
     elements = prod(shape_of(weight))
     behind = parameters_behind(root, weight)
+    if behind and _is_indexed(weight):
+        return "its rows are chosen by index"
     candidates = {name: own for name, own in behind.items() if own.ndim >= 2 and own.numel() == elements}
     if len(candidates) > 1:
         return f"{', '.join(sorted(candidates))} have as many elements as the weight"
@@ -117,21 +120,36 @@ def _elements_before(source: fx.Node) -> int:
 
 def parameters_behind(root: nn.Module, node: fx.Node) -> dict[str, nn.Parameter]:
     """The parameters from which a value is computed with a gradient, by the name under which the graph reads them."""
-    seen, open_nodes, found = {node}, [node], {}
-    while open_nodes:
-        current = open_nodes.pop()
+    found = {}
+    for current in _made_of(node):
         parameter = _parameter(root, current)
         if parameter is not None:
             found[str(current.target)] = parameter
-        if _is_detached(current):
-            continue
         if current.op == "call_module":
             inner = root.get_submodule(str(current.target)).named_parameters(prefix=str(current.target))
             found.update(inner)
+    return found
+
+
+def _made_of(node: fx.Node) -> Iterator[fx.Node]:
+    """A node and all before it from which a gradient comes."""
+    seen, open_nodes = {node}, [node]
+    while open_nodes:
+        current = open_nodes.pop()
+        if _is_detached(current):
+            continue
+        yield current
         fresh = [source for source in current.all_input_nodes if source not in seen]
         seen.update(fresh)
         open_nodes.extend(fresh)
-    return found
+
+
+def _is_indexed(weight: fx.Node) -> bool:
+    """Whether elements are chosen by a tensor of indices on the way to a weight."""
+    return any(
+        operation_name(node) in INDEXING or (operation_name(node) == "getitem" and not _is_part(node))
+        for node in _made_of(weight)
+    )
 
 
 def _is_detached(node: fx.Node) -> bool:
@@ -194,6 +212,8 @@ REARRANGEMENTS = frozenset(
 
 PARTS = frozenset("getitem narrow select chunk split split_with_sizes tensor_split unbind".split())
 """Operations whose result is a part of their first argument, or a tuple of parts."""
+
+INDEXING = frozenset("index_select gather take take_along_dim masked_select embedding".split())
 
 JOINS = frozenset("cat concat concatenate stack vstack hstack".split())
 
