@@ -26,13 +26,15 @@ class CapturedModule(fx.GraphModule):
 
     Attributes:
         example: `(args, kwargs)` of the capture, with a `TensorSpec` in place of every tensor.
-        capture: the mechanism that made the graphs.
+        capture: the mechanism that made the graphs: `"concrete"` or `"export"`.
+        capture_reason: why the mechanisms before it did not; empty for the first.
         notes: what the user should know, a sentence each.
         flags, mode_readers: as of `Captured`.
     """
 
     example: tuple[tuple, dict[str, Any]]
     capture: str
+    capture_reason: str
     notes: list[str]
     flags: dict[str, dict[str, bool]]
     mode_readers: tuple[str, ...]
@@ -49,6 +51,7 @@ class CapturedModule(fx.GraphModule):
                 self.__dict__[key] = value  # plain attributes: constants that the graph may read
         self.example = captured.example
         self.capture = captured.mechanism
+        self.capture_reason = captured.reason
         self.notes = list(captured.notes)
         self.flags = captured.flags
         self.mode_readers = captured.mode_readers

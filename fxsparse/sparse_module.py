@@ -288,6 +288,8 @@ class SparseModule(CapturedModule):
             f"captured by the {self.capture} tracer; "
             + ("one graph for both modes" if one_graph else "a graph for each mode"),
         ]
+        if self.capture_reason:
+            heading.append(f"not by the one before it: {self.capture_reason}")
         if self.channels is not None:
             heading += channel_lines(self.channels, self.active_channels)
         return site_report(heading, self.sites, self.active_counts, self.flops(), self.uncovered, self.notes)
@@ -315,6 +317,7 @@ class SparseModule(CapturedModule):
                 self.notes,
                 self.flags,
                 self.mode_readers,
+                self.capture_reason,
             )
         )
 

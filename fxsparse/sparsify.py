@@ -63,6 +63,7 @@ def sparsify(
     power: float = 1.0,
     granularity: str = "weight",
     seed: int = 0,
+    capture: str = "auto",
     verify: bool = True,
     **method_options: Any,
 ) -> SparseModule:
@@ -102,6 +103,8 @@ def sparsify(
         granularity: what is dropped and grown as one: single weights (`"weight"`), or whole channels (`"channel"`),
             which can be cut out of the graph. `sparsity` is then counted as after cutting them out.
         seed: of the initial masks and of every random choice while rewiring.
+        capture: how the graph is made: `"concrete"` (a tracer that knows the example), `"export"` (`torch.export`),
+            or `"auto"`, the first of them that takes the model; `sparse.capture` says which it was.
         verify: run the example through both models, in eval and train mode, and refuse a difference.
         method_options: options of the method by name, such as `momentum="optimizer"` for `"snfs"`.
 
@@ -146,7 +149,7 @@ def sparsify(
         goal |= {"distribution": distribution, "explicit": explicit, "power": power, "semantics": semantics}
         goal |= {"include": include, "exclude": exclude, "dense": dense}
         model = _narrowed(model, example_input, seed, goal)
-    captured = trace(model, example_input)
+    captured = trace(model, example_input, capture)
     annotate_shapes(captured)
     sites, uncovered = find_sites(captured)
     sites, stay_dense, uncovered = select_sites(

@@ -1,7 +1,7 @@
 """Captures a copy of a model in train and in eval mode.
 
 The first pass, and the only one that sees the user's model. Passes after it do not know which mechanism
-made the graphs: a second one (`torch.export`, opaque submodules) is one more entry in `MECHANISMS`.
+made the graphs: the concrete tracer, or `torch.export`; one more is one more entry in `MECHANISMS`.
 """
 
 import copy
@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxsparse.capture.concrete_tracer import ConcreteTracer
+from fxsparse.capture.exported import Exported
 from fxsparse.capture.weight_hooks import computed_by_hooks, has_other_hooks
-from fxsparse.core.errors import CaptureError, InputError
+from fxsparse.core.errors import CaptureError, ConfigError, InputError
 from fxsparse.core.graphs import pack_graph
 from fxsparse.core.masking import apply_mask
 from fxsparse.core.records import META_KEY, Captured, NodeRecord, specs_of
@@ -47,7 +49,14 @@ def _concrete(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> OneMode:
     return OneMode(graph, changed, frozenset(tracer.modes_read), notes)
 
 
-MECHANISMS: dict[str, Mechanism] = {"concrete": _concrete}
+def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> OneMode:
+    exported = Exported(model)
+    with torch.enable_grad():
+        graph = exported.capture(args, kwargs)
+    return OneMode(graph, exported.changed, frozenset(exported.modes_read), exported.notes)
+
+
+MECHANISMS: dict[str, Mechanism] = {"concrete": _concrete, "export": _export}
 """Name -> function from a model in one mode and its example to what it makes of it.
 Tried in this order; the first that does not raise `CaptureError` is used for both modes."""
 
@@ -66,17 +75,20 @@ def split_example(example_input: Any) -> tuple[tuple, dict[str, Any]]:
     )
 
 
-def trace(model: nn.Module, example_input: Any) -> Captured:
+def trace(model: nn.Module, example_input: Any, mechanism: str = "auto") -> Captured:
     """Captures `model` for the example, in both modes, on a copy.
 
     Args:
         model: any module; never touched. Its own `training` flags decide the copy's.
         example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        mechanism: a name from `MECHANISMS`, or `"auto"`: the first of them that captures the model.
 
     Raises:
         CaptureError: what could not be captured: module, source line, reason.
         InputError: the example does not fit the arguments of `forward`.
     """
+    if mechanism != "auto" and mechanism not in MECHANISMS:
+        raise ConfigError(f"capture: {mechanism!r} is not one of auto, {', '.join(MECHANISMS)}")
     args, kwargs = split_example(example_input)
     if isinstance(model, fx.GraphModule) and any(node.target is apply_mask for node in model.graph.nodes):
         raise CaptureError(f"cannot capture {type(model).__name__}: it has masks already; start from the plain model")
@@ -84,16 +96,20 @@ def trace(model: nn.Module, example_input: Any) -> Captured:
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise CaptureError(f"cannot capture {type(model).__name__}: {name} has no shape yet; call the model once")
     own = _copied(model)
-    failures: list[CaptureError] = []
-    for mechanism, capture in MECHANISMS.items():
+    failures: dict[str, CaptureError] = {}
+    for name in MECHANISMS if mechanism == "auto" else (mechanism,):
         try:
-            captured = _both_modes(own, args, kwargs, mechanism, capture)
+            captured = _both_modes(own, args, kwargs, name, MECHANISMS[name])
         except CaptureError as error:
-            failures.append(error)
+            failures[name] = error
         else:
+            captured.reason = "; ".join(f"{name} capture: {error}" for name, error in failures.items())
             captured.notes.extend(_lost_gradient_hooks(model))
             return captured
-    raise failures[0]
+    first, *others = failures.items()
+    if not others:
+        raise first[1]
+    raise CaptureError("; ".join([str(first[1]), *(f"nor by {name}: {error}" for name, error in others)])) from first[1]
 
 
 def _both_modes(model: nn.Module, args: tuple, kwargs: dict, mechanism: str, capture: Mechanism) -> Captured:

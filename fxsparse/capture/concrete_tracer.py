@@ -118,7 +118,7 @@ class ConcreteTracer(fx.Tracer):
             InputError: the example does not fit the arguments of `forward`.
         """
         title = type(self.model).__name__
-        self._example = _bound(self.model, args, kwargs)
+        self._example = bound_example(self.model, args, kwargs)
         try:
             with (
                 randomness_unchanged(title),
@@ -374,7 +374,7 @@ class ConcreteTracer(fx.Tracer):
     _user_line = staticmethod(user_line)
 
 
-def _bound(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> inspect.BoundArguments:
+def bound_example(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> inspect.BoundArguments:
     """The example as arguments of `forward`."""
     try:
         signature = inspect.signature(model.forward)

@@ -92,27 +92,15 @@ def patched_python(tracer: Any) -> Iterator[None]:
     plain_apply = torch.autograd.Function.__dict__["apply"]
     plain_autocast = torch.autocast.__enter__
 
-    def read_mode(module: nn.Module) -> bool:
-        if not tracer.values.running:
-            tracer.modes_read.add(module)
-        return module.__dict__["training"]
-
-    def write_mode(module: nn.Module, training: bool) -> None:
-        module.__dict__["training"] = training
-
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(nn.Module, "training", property(read_mode, write_mode), create=True))
+        stack.enter_context(modes_read(tracer.modes_read, lambda: not tracer.values.running))
         stack.enter_context(OwnTensorsRecorded(tracer))
         stack.enter_context(weights_shown(tracer))
         for name in FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
         stack.enter_context(mock.patch.object(torch.autocast, "__enter__", enter_autocast))
-        # Activation checkpointing saves memory and changes no result; its functions do not take proxies.
-        for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):
-            if hasattr(checkpointing, name):  # the second since torch 2.12
-                stack.enter_context(mock.patch.object(checkpointing, name, _no_checkpoint))
-        stack.enter_context(mock.patch.object(checkpointing, "CheckpointFunction", _DirectCall))
+        stack.enter_context(checkpointing_off())
         # Functions kept whole for plain tracing by torch.fx.wrap are seen through: weights may be inside.
         for registry in ("_wrapped_fns_to_patch", "_wrapped_methods_to_patch"):
             empty = type(getattr(symbolic_trace, registry))()
@@ -123,6 +111,33 @@ def patched_python(tracer: Any) -> Iterator[None]:
             yield
         finally:
             builtins.isinstance = _plain_isinstance
+
+
+@contextmanager
+def modes_read(readers: set[nn.Module], counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Adds to `readers` each module whose `training` flag is looked at while `counts()`."""
+
+    def read_mode(module: nn.Module) -> bool:
+        if counts():
+            readers.add(module)
+        return module.__dict__["training"]
+
+    def write_mode(module: nn.Module, training: bool) -> None:
+        module.__dict__["training"] = training
+
+    with mock.patch.object(nn.Module, "training", property(read_mode, write_mode), create=True):
+        yield
+
+
+@contextmanager
+def checkpointing_off() -> Iterator[None]:
+    """Activation checkpointing saves memory and changes no result; its functions do not take proxies."""
+    with ExitStack() as stack:
+        for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):
+            if hasattr(checkpointing, name):  # the second since torch 2.12
+                stack.enter_context(mock.patch.object(checkpointing, name, _no_checkpoint))
+        stack.enter_context(mock.patch.object(checkpointing, "CheckpointFunction", _DirectCall))
+        yield
 
 
 def _no_checkpoint(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -148,10 +163,14 @@ def _contents(value: Any) -> Any:
     return value.copy() if type(value) in (dict, list, set, deque) or hasattr(value, "move_to_end") else value
 
 
+def _is_plain(value: Any) -> bool:
+    return type(value) in (bool, int, float, str) or (type(value) is tuple and all(map(_is_plain, value)))
+
+
 def _is_unchanged(value: Any, contents: Any, now: Any) -> bool:
     """Whether an attribute still holds `value`, and that the `contents` it had."""
     if now is not value:
-        return type(now) is type(value) and type(now) in (bool, int, float, str) and now == value
+        return type(now) is type(value) and _is_plain(now) and now == value
     if isinstance(now, Mapping):
         return list(now) == list(contents) and all(now[key] is contents[key] for key in contents)
     if isinstance(now, (list, deque)):

@@ -40,14 +40,9 @@ def captured_for_channels(model: nn.Module, example_input: Any = None) -> Captur
     if isinstance(model, CapturedModule):
         return opened(
             Captured(
-                model._get_name(),
-                model,
-                model.graphs,
-                model.example,
-                model.capture,
-                model.notes,
-                model.flags,
-                model.mode_readers,
+                *(model._get_name(), model, model.graphs, model.example, model.capture, model.notes, model.flags),
+                mode_readers=model.mode_readers,
+                reason=model.capture_reason,
             )
         )
     if example_input is None:

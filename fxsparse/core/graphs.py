@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from .arguments import check_argument, check_decision
+from .input_checks import check_sizes, check_tensor
 from .records import META_KEY
 
 
@@ -97,6 +98,8 @@ _EFFECTS = frozenset(
     [
         check_argument,
         check_decision,
+        check_sizes,
+        check_tensor,
         setattr,
         operator.setitem,
         operator.delitem,
@@ -108,6 +111,8 @@ _EFFECTS = frozenset(
 def has_effect(node: fx.Node) -> bool:
     """Whether running a node does more than compute its result, going by torch's naming conventions."""
     if node.op == "call_function":
+        if isinstance(node.target, torch._ops.OpOverload):
+            return node.target._schema.is_mutable or node.target in fx.node._side_effectful_functions
         return node.target in _EFFECTS or _ends_in_place(operation_name(node)) or "out" in node.kwargs
     if node.op == "call_method":
         return _ends_in_place(str(node.target))

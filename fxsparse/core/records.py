@@ -138,7 +138,8 @@ class Captured:
         model: the private copy of the user's model; the graphs refer to its submodules and parameters.
         graphs: `"train"` and `"eval"`; the same object under both names where the modes do not differ.
         example: `(args, kwargs)` with a `TensorSpec` in place of every tensor.
-        mechanism: how the graphs were made; for the report.
+        mechanism: how the graphs were made, a name of `passes.trace.MECHANISMS`.
+        reason: why no mechanism before it made them; empty for the first.
         notes: what the user should know, a sentence each.
         flags: mode -> `training` flags of submodules by name, where they are not the mode's (a frozen BatchNorm).
         mode_readers: submodules whose own `training` flag decided what is in the graphs.
@@ -152,6 +153,7 @@ class Captured:
     notes: list[str] = field(default_factory=list)
     flags: dict[str, dict[str, bool]] = field(default_factory=dict)
     mode_readers: tuple[str, ...] = ()
+    reason: str = ""
 
     def distinct_graphs(self) -> Iterator[tuple[str, fx.Graph]]:
         """`("eval", graph)`, then `("train", graph)` if training has a graph of its own."""

@@ -4,10 +4,10 @@
 them; `call(model, example)` runs one, `tensors(output)` lists what came out.
 """
 
-from . import convolutions, interfaces, modes, mutation, refused, sequences, shapes, ties, weights
+from . import below_python, convolutions, interfaces, modes, mutation, refused, sequences, shapes, ties, weights
 from .case import ZooCase, call, tensors
 
-THEMES = (ties, convolutions, weights, modes, interfaces, shapes, mutation, sequences, refused)
+THEMES = (ties, convolutions, weights, modes, interfaces, shapes, mutation, sequences, below_python, refused)
 
 ZOO: dict[str, ZooCase] = {name: case for theme in THEMES for name, case in theme.CASES.items()}
 

@@ -1,7 +1,6 @@
 """Networks that capture should refuse, with the module, the line and the reason, and without a trace left."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .case import ZooCase, normal
@@ -50,21 +49,6 @@ class LayerDrop(nn.Module):
         return self.head(x)
 
 
-class NoGradRegion(nn.Module):
-    """A target computed under `no_grad`: the region leaves no mark in a graph, and gradients would flow."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.student = nn.Linear(8, 4)
-        self.teacher = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            target = torch.softmax(self.teacher(x), dim=-1)
-        out = self.student(x)
-        return out, F.mse_loss(torch.softmax(out, dim=-1), target)
-
-
 class AutocastRegion(nn.Module):
     """A layer under `autocast`, and one with it switched off: in a graph both would run in float32."""
 
@@ -75,7 +59,7 @@ class AutocastRegion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            x = F.relu(self.conv(x))
+            x = torch.relu(self.conv(x))
             with torch.autocast(x.device.type, enabled=False):
                 x = x.float().mean((2, 3))
         return self.head(x)
@@ -85,7 +69,6 @@ CASES = {
     "data_branch": ZooCase(DataBranch, normal(4, 8), refused="branches on the value of a tensor"),
     "data_loop": ZooCase(DataLoop, normal(4, 8), refused="loops by the value of a tensor"),
     "layer_drop": ZooCase(LayerDrop, normal(4, 8), dropout=True, refused="branches on a random number in train mode"),
-    "no_grad_region": ZooCase(NoGradRegion, normal(4, 8), refused="a no_grad region cannot be kept in a graph"),
     "autocast_region": ZooCase(
         AutocastRegion, normal(2, 3, 8, 8), refused="an autocast region cannot be kept in a graph"
     ),

@@ -16,6 +16,25 @@ from fxsparse.models.zoo import ZOO, call, tensors
 CAPTURED = [name for name, case in ZOO.items() if case.refused is None]
 ALL = pytest.mark.parametrize("name", CAPTURED)
 
+EXPORT_REFUSES = {"dataclass_io"}
+"""An object of a class of the user's among the arguments: `torch.export` wants its class registered."""
+
+EXPORTED_QUICKLY = set(
+    """tied_transpose called_twice aliased_module unused lazy_linear padding_modes weight_norm auxiliary_head
+    functional_dropout frozen_batch_norm tuple_io namedtuple_io keyword_variadic none_input inplace_slice
+    discarded_batch_norm running_mean attention no_grad_region assigned_buffer vmapped""".split()
+)
+"""The others are exported too where the long tests run."""
+
+BY_EXPORT = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EXPORTED_QUICKLY else pytest.mark.slow)
+        for name in CAPTURED
+        if name not in EXPORT_REFUSES
+    ],
+)
+
 DECIDED_BY_BATCH = {"length_loop", "tensor_iteration"}
 """Their forward loops over the batch in Python, so that a graph holds for one batch size."""
 
@@ -56,6 +75,29 @@ def masked_copy(model, sparse):
 def test_outputs_gradients_and_buffers_equal_eager(name, sparsity, assert_same):
     model = make(name)
     sparse = sparsify(name, model, sparsity, distribution="uniform", verify=False)
+    trains_as_eager(name, model, sparse, assert_same)
+
+
+@BY_EXPORT
+def test_an_exported_capture_equals_eager(name, assert_same):
+    model = make(name)
+    sparse = sparsify(name, model, 0.5, distribution="uniform", verify=False, capture="export")
+    assert (sparse.capture == "export" and len(sparse.sites) == ZOO[name].sites) or name in HIDDEN_OTHERWISE
+    assert [key for key in sparse.state_dict() if not key.endswith("_mask")] == list(model.state_dict())
+    trains_as_eager(name, model, sparse, assert_same)
+    for step, mode in enumerate([True, False, False, True]):
+        model.train(mode), sparse.train(mode)
+        for key, buffer in model.named_buffers():
+            sparse.get_buffer(key).copy_(buffer)
+        eager = masked_copy(model, sparse)
+        assert_same(run(eager, ZOO[name].example(), step), run(sparse, ZOO[name].example(), step))
+
+
+HIDDEN_OTHERWISE = {"transformer_layer", "attention"}
+"""Their attention weights are operands of linears for export, and inside one call for the tracer."""
+
+
+def trains_as_eager(name, model, sparse, assert_same):
     eager = masked_copy(model, sparse)
     for mode in (False, True):
         eager.zero_grad(), sparse.zero_grad()
@@ -134,10 +176,7 @@ def picture(model):
 @ALL
 @pytest.mark.parametrize("batch", [1, 3])
 def test_other_batch_sizes(name, batch, assert_same):
-    def resized(leaf):
-        return torch.cat([leaf, leaf.flip(-1)])[:batch] if isinstance(leaf, Tensor) and leaf.ndim else leaf
-
-    example = pytree.tree_map(resized, ZOO[name].example())
+    example = resized(ZOO[name].example(), batch)
     model = make(name).eval()
     sparse = sparsify(name, model, 0.0, verify=False).eval()
     expected = run(model, example)
@@ -146,3 +185,31 @@ def test_other_batch_sizes(name, batch, assert_same):
             run(sparse, example)
     else:
         assert_same(expected, run(sparse, example))
+
+
+@BY_EXPORT
+@pytest.mark.parametrize("batch", [1, 3])
+def test_other_batch_sizes_of_an_exported_capture(name, batch, assert_same):
+    """As eager, or an error of ours that names the input; few are refused, and only for sizes that decide."""
+    example = resized(ZOO[name].example(), batch)
+    model = make(name).eval()
+    sparse = sparsify(name, model, 0.0, verify=False, capture="export").eval()
+    expected = run(model, example)
+    try:
+        actual = run(sparse, example)
+    except fxsparse.InputError as error:
+        assert name in (DECIDED_BY_BATCH | NOT_ALONE if batch == 1 else DECIDED_BY_BATCH), error
+        assert "argument" in str(error) or ".shape[" in str(error)
+    else:
+        assert_same(expected, actual)
+
+
+NOT_ALONE = set("padding_modes inplace_slice module_gru module_lstm cell_loop transformer_layer attention".split())
+"""Exported with a batch of two or more, an operation of theirs takes another way for a batch of one."""
+
+
+def resized(example, batch):
+    def leaf_of(leaf):
+        return torch.cat([leaf, leaf.flip(-1)])[:batch] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+    return pytree.tree_map(leaf_of, example)

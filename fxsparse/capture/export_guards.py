@@ -1,0 +1,73 @@
+"""What has to be arranged around `torch.export`: what it would lose is refused, and what it says is held back."""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_config
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from ..core.errors import CaptureError
+from .export_sizes import sizes_spelled_out
+from .guards import checkpointing_off
+
+Refusal = Callable[[str], CaptureError]
+"""Makes the error of a reason."""
+
+
+class OutsideGradientsRefused(TorchFunctionMode):
+    """Refuses tensors that have a gradient and are not the model's: export would freeze a copy without one."""
+
+    def __init__(self, own: Iterable[Tensor], refused: Refusal) -> None:
+        super().__init__()
+        self.own = {id(tensor): tensor for tensor in own}
+        self.refused = refused
+
+    def allow(self, tensor: Tensor) -> Tensor:
+        """Lets one more tensor pass."""
+        self.own[id(tensor)] = tensor
+        return tensor
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if type(leaf) in (Tensor, nn.Parameter) and id(leaf) not in self.own and leaf.requires_grad:
+                raise self.refused("a tensor that is not in the model takes part, and it has a gradient")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def quiet_export(refused: Refusal) -> Iterator[None]:
+    """For the time of an export: no log, no checkpointing, and what export would lose is refused."""
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+            raise refused(f"torch.export would lose the backward pass of the autograd function {cls.__name__}")
+        return plain_apply.__get__(None, cls)(*args, **kwargs)
+
+    plain_apply = torch.autograd.Function.__dict__["apply"]
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.CRITICAL)
+        stack.enter_context(redirect_stderr(io.StringIO()))  # export prints the graph of what it could not do
+        stack.enter_context(sizes_spelled_out())
+        stack.enter_context(checkpointing_off())
+        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
+        if hasattr(symbolic_config, "backed_size_oblivious"):  # else sizes of 0 and 1 are refused at run time
+            stack.enter_context(
+                symbolic_config.patch(  # type: ignore[attr-defined]
+                    backed_size_oblivious=True
+                )
+            )
+        stack.enter_context(torch.enable_grad())
+        yield
