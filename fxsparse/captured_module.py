@@ -10,6 +10,7 @@ from torch import fx, nn
 from .core.errors import CaptureError, InputError
 from .core.graphs import pack_graph, unpack_graph
 from .core.records import Captured
+from .failures import CallNamingNodes
 from .plain_module import plain_module
 
 _REBUILT = ("_graph", "_graphs", "_code", "_codes", "_lineno_map", "_prologue_start", "forward_train", "forward_eval")
@@ -40,6 +41,7 @@ class CapturedModule(fx.GraphModule):
     mode_readers: tuple[str, ...]
     forward_train: Callable
     forward_eval: Callable
+    _wrapped_call: Any
 
     def __init__(self, captured: Captured) -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name=captured.name)
@@ -114,6 +116,7 @@ class CapturedModule(fx.GraphModule):
             code = super().recompile()
             self._codes[mode] = self._code
             setattr(own_class, f"forward_{mode}", own_class.forward)
+        own_class._wrapped_call = CallNamingNodes(own_class)
         if graphs["train"] is not graphs["eval"]:
             own_class.forward = _forward_by_mode
         self._graph = graphs[self._mode()]

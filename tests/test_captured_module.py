@@ -137,11 +137,19 @@ def test_plain_attributes_and_constants_come_along(assert_same):
         assert list(twin.state_dict()) == ["fc.weight", "fc.bias"]
 
 
-def test_errors_show_the_line_of_the_generated_code(capsys):
+def test_errors_for_other_sizes_name_the_node():
     _, module = captured("tied_linear")
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(fxsparse.InputError, match=r"node linear in first fails for \(4, 5\)") as info:
         module(torch.randn(4, 5))
-    assert "linear" in capsys.readouterr().err
+    assert "shapes cannot be multiplied" in str(info.value) and isinstance(info.value, RuntimeError)
+
+
+def test_errors_for_the_examples_sizes_are_torchs_own():
+    _, module = captured("tied_linear")
+    module.get_submodule("first").weight.data = torch.randn(3, 3)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as info:
+        module(torch.randn(4, 8))
+    assert not isinstance(info.value, fxsparse.FxSparseError)
 
 
 def test_train_and_eval_return_the_module_and_reach_every_submodule():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..core.graphs import IN_PLACE_OPERATORS, operation_name
+from .size_text import text_decides
 
 
 class SizeTuple(tuple):
@@ -50,7 +51,15 @@ class ConcreteProxy(fx.Proxy):
         self.value = value
 
     def __repr__(self) -> str:
-        return repr(self.value) if not isinstance(self.value, Tensor) else f"ConcreteProxy({self.node.name})"
+        if isinstance(self.value, Tensor):
+            return f"ConcreteProxy({self.node.name})"
+        self._written_out()
+        return repr(self.value)
+
+    def _written_out(self) -> None:
+        """A number becomes part of a text: where the text decides, the graph holds for this number only."""
+        if is_number(self.value) and text_decides():
+            self.tracer.decided(operator.pos, self)
 
     # -- attributes and methods ---------------------------------------------------------------------------
 
@@ -115,9 +124,11 @@ class ConcreteProxy(fx.Proxy):
         return self // other, self % other
 
     def __format__(self, spec: str) -> str:
+        self._written_out()
         return repr(self) if isinstance(self.value, Tensor) else format(self.value, spec)
 
     def __str__(self) -> str:
+        self._written_out()
         return repr(self) if isinstance(self.value, Tensor) else str(self.value)
 
     def __hash__(self) -> int:

@@ -49,7 +49,8 @@ def quiet_export(refused: Refusal) -> Iterator[None]:
     """For the time of an export: no log, no checkpointing, and what export would lose is refused."""
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        is_custom_operator = cls.__module__ == "torch._library.autograd"  # stays a node, which has its own backward
+        if not is_custom_operator and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
             raise refused(f"torch.export would lose the backward pass of the autograd function {cls.__name__}")
         return plain_apply.__get__(None, cls)(*args, **kwargs)
 

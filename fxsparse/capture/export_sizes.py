@@ -8,7 +8,6 @@ are left out of the graph; these take their place, with the input's name and the
 import math
 import operator
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,8 +23,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from ..core.errors import CaptureError
 from ..core.input_checks import check_sizes, check_tensor
-
-_TORCH = os.path.dirname(torch.__file__) + os.sep
+from .size_text import text_decides
 
 
 def every_size_dynamic(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -71,14 +69,11 @@ def _recorded(function: Callable, x: Any) -> Any:
 
 @contextmanager
 def sizes_spelled_out() -> Iterator[None]:
-    """A size that forward makes a text of is its number, which is then fixed, and not the name of a symbol."""
+    """A size that forward makes a text of, not only a message, is its number, which is then fixed."""
     plain = torch.SymInt.__repr__
 
     def text(size: torch.SymInt) -> str:
-        frame = sys._getframe(1)
-        if frame.f_code.co_filename.startswith(_TORCH):
-            return plain(size)
-        return str(int(size))
+        return str(int(size)) if text_decides() else plain(size)
 
     with mock.patch.object(torch.SymInt, "__repr__", text):
         yield

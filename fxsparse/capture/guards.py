@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace as symbolic_trace
+from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
 
 from ..core.errors import CaptureError
@@ -163,14 +164,19 @@ def _contents(value: Any) -> Any:
     return value.copy() if type(value) in (dict, list, set, deque) or hasattr(value, "move_to_end") else value
 
 
-def _is_plain(value: Any) -> bool:
-    return type(value) in (bool, int, float, str) or (type(value) is tuple and all(map(_is_plain, value)))
+def _same_contents(before: Any, now: Any) -> bool:
+    """Whether two containers hold the same things, or equal plain values."""
+    (items, structure), (others, other_structure) = pytree.tree_flatten(before), pytree.tree_flatten(now)
+    return structure == other_structure and all(
+        a is b or (type(a) is type(b) and type(a) in (bool, int, float, str, type(None)) and a == b)
+        for a, b in zip(items, others, strict=True)
+    )
 
 
 def _is_unchanged(value: Any, contents: Any, now: Any) -> bool:
-    """Whether an attribute still holds `value`, and that the `contents` it had."""
+    """Whether an attribute still holds `value`, or another with the same plain `contents`."""
     if now is not value:
-        return type(now) is type(value) and _is_plain(now) and now == value
+        return type(now) is type(value) and _same_contents(contents, now)
     if isinstance(now, Mapping):
         return list(now) == list(contents) and all(now[key] is contents[key] for key in contents)
     if isinstance(now, (list, deque)):

@@ -36,6 +36,10 @@ class InputError(FxSparseError):
     """A captured module was called with arguments that its graph was not captured for."""
 
 
+class BakedSizeError(InputError, RuntimeError):
+    """A node fails for sizes that the example did not have; also what torch raises where the model fails itself."""
+
+
 class ConfigError(FxSparseError):
     """An option has a value that is not among its choices."""
 
