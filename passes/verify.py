@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxsparse.capture.guards import module_state_kept, random_state_kept
 from fxsparse.capture.shown_weights import fast_path_off
-from fxsparse.core.arguments import map_leaves
+from fxsparse.core.arguments import is_object, map_leaves
 from fxsparse.core.errors import InputError, VerificationError
 
 from .trace import split_example
@@ -107,6 +107,9 @@ def _leaves(output: Any) -> Iterator[Any]:
     elif dataclasses.is_dataclass(output):
         for entry in dataclasses.fields(output):
             yield from _leaves(getattr(output, entry.name))
+    elif is_object(output):
+        yield type(output)
+        yield from _leaves(vars(output))
     else:
         yield output
 

@@ -43,6 +43,7 @@ from .concrete_proxy import ConcreteProxy, SizeTuple, is_number, is_plain
 from .fake_values import FakeEvaluator
 from .guards import module_state_kept, patched_python, random_state_kept, randomness_unchanged
 from .leftovers import remove_leftovers
+from .made_objects import may_make, take_apart
 from .user_code import calling_line, instruction, user_line
 
 TRACED_THROUGH = (
@@ -102,6 +103,7 @@ class ConcreteTracer(fx.Tracer):
         self._probes: list[tuple[tuple[FrameType | None, int], tuple[Callable, fx.Node], fx.Node]] = []
         self._handed_out: list[weakref.ref] = []
         self._refusals: list[CaptureError] = []
+        self._being_made: set[int] = set()
         self._location: tuple[str, str] | None = None
         self._is_over = False
 
@@ -119,6 +121,7 @@ class ConcreteTracer(fx.Tracer):
         """
         title = type(self.model).__name__
         self._example = bound_example(self.model, args, kwargs)
+        self._named = frozenset(kwargs)  # decorators tell these from positional arguments
         try:
             with (
                 randomness_unchanged(title),
@@ -127,10 +130,13 @@ class ConcreteTracer(fx.Tracer):
             ):
                 graph = self.trace(self.model)
                 self.constants = self._new_attributes(graph)
-        except CaptureError:
+        except CaptureError as error:
+            traceback.clear_frames(error.__traceback__)  # their variables hold values of the trace
             raise
         except Exception as error:
-            raise self._explained(error) from error
+            explained = self._explained(error)
+            traceback.clear_frames(error.__traceback__)
+            raise explained from error
         finally:
             self._is_over = True
             self._attribute_proxies.clear()
@@ -200,9 +206,9 @@ class ConcreteTracer(fx.Tracer):
                 positional.extend(value)
             elif parameter.kind is parameter.VAR_KEYWORD:
                 keyword.update({key: value[key] for key in value.keys()})  # noqa: SIM118 - proxy, not dict
-            elif parameter.kind is parameter.KEYWORD_ONLY:
+            elif parameter.kind is parameter.KEYWORD_ONLY or parameter.name in self._named:
                 keyword[parameter.name] = value
-            else:
+            elif parameter.name in self._example.arguments:
                 positional.append(value)
         has_hooks = self.model._forward_hooks or self.model._forward_pre_hooks
         return lambda: (self.model if has_hooks else self.model.forward)(*positional, **keyword), []
@@ -213,6 +219,8 @@ class ConcreteTracer(fx.Tracer):
             return a.node
         if isinstance(a, dict) and type(a) is not dict:
             return self.create_node("call_function", *_construction(a, self.create_arg))
+        if may_make(a) and not dataclasses.is_dataclass(a):
+            return self._made(a)
         if type(a) in (SizeTuple, torch.Size):
             return tuple(self.create_arg(element) for element in a)
         own = self.own_proxy(a)
@@ -221,6 +229,16 @@ class ConcreteTracer(fx.Tracer):
         if isinstance(a, Tensor) and a.grad_fn is not None:
             raise self.refused("a tensor that was computed outside of forward takes part, and it has a gradient")
         return super().create_arg(a)
+
+    def _made(self, value: Any) -> fx.Node:
+        """The node that makes an object like `value`, which forward may hand on more than once."""
+        if id(value) in self._being_made:
+            raise self.refused(f"a {type(value).__name__} that refers to itself takes part")
+        self._being_made.add(id(value))
+        try:
+            return self.create_node("call_function", *take_apart(value, self.create_arg))
+        finally:
+            self._being_made.remove(id(value))
 
     def create_proxy(
         self,

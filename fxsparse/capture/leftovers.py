@@ -35,7 +35,7 @@ def remove_leftovers(handed_out: Sequence[weakref.ref]) -> bool:
             container[:] = [item for item in container if type(item) is not ConcreteProxy]
         elif isinstance(container, dict) and not _is_namespace(container):
             for key in [key for key, item in container.items() if type(item) is ConcreteProxy]:
-                del container[key]
+                dict.__delitem__(container, key)  # a subclass may forbid its own
         elif type(container) is set:
             container.difference_update([item for item in container if type(item) is ConcreteProxy])
     return bool(left)
