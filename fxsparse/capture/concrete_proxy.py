@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..core.graphs import IN_PLACE_OPERATORS, operation_name
+from .certain import certain_truth
 from .size_text import text_decides
 
 
@@ -97,6 +98,9 @@ class ConcreteProxy(fx.Proxy):
         return self.tracer.decided(function, self) if is_number(self.value) else function(self.value)
 
     def __bool__(self) -> bool:
+        certain = certain_truth(self.node) if isinstance(self.value, Tensor) else None
+        if certain is not None:
+            return certain
         return self._plain(operator.truth, "the truth value")
 
     def __int__(self) -> int:

@@ -44,6 +44,7 @@ from .fake_values import FakeEvaluator
 from .guards import module_state_kept, patched_python, random_state_kept, randomness_unchanged
 from .leftovers import remove_leftovers
 from .made_objects import may_make, take_apart
+from .no_grad_regions import detached
 from .user_code import calling_line, instruction, user_line
 
 TRACED_THROUGH = (
@@ -253,8 +254,6 @@ class ConcreteTracer(fx.Tracer):
         """Records a node, computes its value, and returns a proxy, or the value itself where it is plain."""
         self._refuse_late_use()
         self._forget_probes()
-        if not torch.is_grad_enabled() and not self.values.running:
-            raise self.refused("a no_grad region inside forward would be lost; use .detach() on its result")
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         self._location = calling_line()
         try:
@@ -264,7 +263,9 @@ class ConcreteTracer(fx.Tracer):
             if isinstance(error, _UNKNOWABLE):
                 self._refusals.append(self._explained(error))
             raise
-        return self._wrapped(node, value)
+        if not torch.is_grad_enabled() and not self.values.running:
+            return detached(self, node, value)
+        return self.wrapped(node, value)
 
     def decided(self, function: Callable, proxy: ConcreteProxy) -> Any:
         """`function` of a proxy as a plain value, and a node that refuses calls for which it is another."""
@@ -305,7 +306,7 @@ class ConcreteTracer(fx.Tracer):
             self.results[node] = self._evaluate(node)
         return self.results[node]
 
-    def _wrapped(self, node: fx.Node, value: Any) -> Any:
+    def wrapped(self, node: fx.Node, value: Any) -> Any:
         self.results[node] = value
         if is_plain(value):
             if self._is_decision(node):

@@ -104,11 +104,11 @@ class FakeEvaluator:
 
 def _grouped_mm(input: Tensor, weight: Tensor, **kwargs: Any) -> Tensor:
     """`grouped_mm`, which takes any floating point for real, but half precision only on fake tensors."""
-    half = nn.functional.grouped_mm(input.bfloat16(), weight.bfloat16(), **kwargs)
+    half = torch._grouped_mm(input.bfloat16(), weight.bfloat16(), **kwargs)
     return half.to(input.dtype)
 
 
-_STRICT_ON_FAKE = {nn.functional.grouped_mm: _grouped_mm} if hasattr(nn.functional, "grouped_mm") else {}
+_STRICT_ON_FAKE = {torch._grouped_mm: _grouped_mm} if hasattr(torch, "_grouped_mm") else {}
 
 
 @contextmanager

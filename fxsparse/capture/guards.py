@@ -90,6 +90,13 @@ def patched_python(tracer: Any) -> Iterator[None]:
             raise tracer.refused("an autocast region inside forward would be lost; put autocast around the model")
         return plain_autocast(region)
 
+    def call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        written = getattr(function, "_torchdynamo_inline", None)  # the Python function it was made from
+        if tracer.values.running or written is None:
+            return plain_scripted(function, *args, **kwargs)
+        return written(*args, **kwargs)
+
+    plain_scripted = torch.jit.ScriptFunction.__call__
     plain_apply = torch.autograd.Function.__dict__["apply"]
     plain_autocast = torch.autocast.__enter__
 
@@ -101,6 +108,7 @@ def patched_python(tracer: Any) -> Iterator[None]:
             stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
         stack.enter_context(mock.patch.object(torch.autocast, "__enter__", enter_autocast))
+        stack.enter_context(mock.patch.object(torch.jit.ScriptFunction, "__call__", call_scripted))
         stack.enter_context(checkpointing_off())
         # Functions kept whole for plain tracing by torch.fx.wrap are seen through: weights may be inside.
         for registry in ("_wrapped_fns_to_patch", "_wrapped_methods_to_patch"):

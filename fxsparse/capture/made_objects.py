@@ -10,6 +10,7 @@ from types import FunctionType
 from typing import Any
 
 from ..core.arguments import is_object
+from .concrete_proxy import ConcreteProxy
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, FunctionType)
 
@@ -43,6 +44,10 @@ def may_make(value: Any) -> bool:
 
 def take_apart(value: Any, create_arg: Callable[[Any], Any]) -> tuple[Callable, tuple, dict[str, Any]]:
     """The call `(target, args, kwargs)` that makes an object like `value`; `create_arg` turns attributes to arguments."""
-    constants = {name: item for name, item in vars(value).items() if isinstance(item, _PLAIN)}
+    constants = {
+        name: item
+        for name, item in vars(value).items()
+        if type(item) is not ConcreteProxy and isinstance(item, _PLAIN)  # to which a proxy of a number is one, too
+    }
     rest = {name: create_arg(item) for name, item in vars(value).items() if name not in constants}
     return MakeObject(type(value), tuple(constants.items())), (), rest
