@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import fx, nn
@@ -10,10 +11,22 @@ from torch import fx, nn
 from .core.errors import CaptureError, InputError
 from .core.graphs import pack_graph, unpack_graph
 from .core.records import Captured
+from .core.units import Units
 from .failures import CallNamingNodes
 from .plain_module import plain_module
+from .unit_calls import ROOT_CALL, install_units, units_apart
 
-_REBUILT = ("_graph", "_graphs", "_code", "_codes", "_lineno_map", "_prologue_start", "forward_train", "forward_eval")
+_REBUILT = (
+    "_unit_codes",
+    "_graph",
+    "_graphs",
+    "_code",
+    "_codes",
+    "_lineno_map",
+    "_prologue_start",
+    "forward_train",
+    "forward_eval",
+)
 """Attributes that are made anew from the graphs when a module is copied or unpickled."""
 
 
@@ -30,7 +43,7 @@ class CapturedModule(fx.GraphModule):
         capture: the mechanism that made the graphs: `"concrete"` or `"export"`.
         capture_reason: why the mechanisms before it did not; empty for the first.
         notes: what the user should know, a sentence each.
-        flags, mode_readers: as of `Captured`.
+        flags, mode_readers, units: as of `Captured`.
     """
 
     example: tuple[tuple, dict[str, Any]]
@@ -39,6 +52,7 @@ class CapturedModule(fx.GraphModule):
     notes: list[str]
     flags: dict[str, dict[str, bool]]
     mode_readers: tuple[str, ...]
+    units: Units | None
     forward_train: Callable
     forward_eval: Callable
     _wrapped_call: Any
@@ -57,6 +71,7 @@ class CapturedModule(fx.GraphModule):
         self.notes = list(captured.notes)
         self.flags = captured.flags
         self.mode_readers = captured.mode_readers
+        self.units = captured.units
         self._graphs = dict(captured.graphs)
         self.recompile()
 
@@ -101,6 +116,9 @@ class CapturedModule(fx.GraphModule):
             for name, training in self.flags.get("train" if mode else "eval", {}).items():
                 self.get_submodule(name).training = training
             self._graph = self._graphs[self._mode()]
+        whole = self.__dict__.get(ROOT_CALL)
+        if whole is not None:
+            whole.model.__dict__["training"] = mode
         return self
 
     def recompile(self) -> Any:
@@ -120,6 +138,7 @@ class CapturedModule(fx.GraphModule):
         if graphs["train"] is not graphs["eval"]:
             own_class.forward = _forward_by_mode
         self._graph = graphs[self._mode()]
+        self._unit_codes = install_units(self)
         return code
 
     def graph_module(self, training: bool | None = None, *, share: bool = False) -> fx.GraphModule:
@@ -140,6 +159,10 @@ class CapturedModule(fx.GraphModule):
         module = plain_module(self, self._graphs[mode], self._get_name(), share=share)
         return module if share else module.train(mode == "train")
 
+    def units_apart(self) -> AbstractContextManager:
+        """A context in which the submodules run as they are written, and not by the graphs of units."""
+        return units_apart(self)
+
     def _mode(self) -> str:
         return "train" if self.training else "eval"
 
@@ -151,12 +174,16 @@ class CapturedModule(fx.GraphModule):
         state["packed_graphs"] = {
             mode: pack_graph(graph) for mode, graph in self._graphs.items() if mode == "eval" or not shared
         }
+        if self.units is not None:
+            state["units"] = self.units.replaced(pack_graph)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         packed = state.pop("packed_graphs")
         super().__setstate__(state)
+        if self.units is not None:
+            self.units = self.units.replaced(unpack_graph)
         graphs = {mode: unpack_graph(rows) for mode, rows in packed.items()}
         self._graphs = {"train": graphs.get("train", graphs["eval"]), "eval": graphs["eval"]}
         self.recompile()

@@ -318,6 +318,7 @@ class SparseModule(CapturedModule):
                 self.flags,
                 self.mode_readers,
                 self.capture_reason,
+                own.units.replaced(remove_masks) if own.units else None,
             )
         )
 

@@ -25,6 +25,11 @@ def annotate_shapes(captured: Captured) -> None:
         for mode, graph in captured.distinct_graphs():
             captured.model.train(mode == "train")
             _ShapeWriter(captured.model, graph).run_example(captured.example)
+        for mode, name, graph in captured.units.distinct_graphs() if captured.units else ():
+            captured.model.train(mode == "train")
+            example = captured.units.example_of(mode, name)
+            if example is not None:
+                _ShapeWriter(captured.model, graph).run_example(example)
     finally:
         for module, training in modes.items():
             module.training = training

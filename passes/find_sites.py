@@ -57,10 +57,12 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
         names[id(parameter)].append(name)
         parameters[id(parameter)] = parameter
     findings = {key: _Findings() for key in parameters}
-    for mode, graph in captured.distinct_graphs():
+    for mode, graph in captured.all_graphs():
         from_input = input_dependent(graph)
         for node in graph.nodes:
             _note_node(model, mode, node, from_input, findings)
+    for name, reason in captured.units.hidden.items() if captured.units else ():
+        findings[id(model.get_parameter(name))].obstacles.append(reason)
 
     sites: list[WeightSite] = []
     uncovered: list[Uncovered] = []
@@ -99,7 +101,7 @@ def _execution_order(captured: Captured) -> Callable[[WeightSite], tuple[int, in
     """Sort key: by first use in the eval graph; sites that only training uses come last."""
     position = {
         (mode, node.name): (rank, index)
-        for rank, (mode, graph) in enumerate(captured.distinct_graphs())
+        for rank, (mode, graph) in enumerate(captured.all_graphs())
         for index, node in enumerate(graph.nodes)
     }
     return lambda site: position[site.uses[0].mode, site.uses[0].node]
@@ -112,7 +114,7 @@ def _note_node(
     model: nn.Module, mode: str, node: fx.Node, from_input: frozenset[fx.Node], findings: dict[int, _Findings]
 ) -> None:
     """Adds what one node does with each parameter that it touches."""
-    if node.op == "call_module":
+    if node.op == "call_module" and not record_of(node).opaque:
         module = model.get_submodule(str(node.target))
         for parameter in module.parameters():
             what = "of the normalisation" if isinstance(module, NORMS) else "hidden inside"

@@ -23,7 +23,7 @@ def insert_masks(captured: Captured, sites: Sequence[WeightSite]) -> bool:
     """
     masks = {site.name: site.mask_name for site in sites}
     changed = False
-    for _, graph in captured.distinct_graphs():
+    for _, graph in captured.all_graphs():
         gate: fx.Node | None = None
         for weight in [node for node in graph.nodes if node.op == "get_attr" and node.target in masks]:
             with graph.inserting_after(weight):

@@ -6,7 +6,7 @@ made the graphs: the concrete tracer, or `torch.export`; one more is one more en
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, fx, nn
 
 from fxsparse.capture.concrete_tracer import ConcreteTracer
 from fxsparse.capture.exported import Exported
+from fxsparse.capture.opaque_submodules import Around, capture_around
 from fxsparse.capture.weight_hooks import computed_by_hooks, has_other_hooks
 from fxsparse.core.errors import CaptureError, ConfigError, InputError
 from fxsparse.core.graphs import pack_graph
 from fxsparse.core.masking import apply_mask
-from fxsparse.core.records import META_KEY, Captured, NodeRecord, specs_of
+from fxsparse.core.records import META_KEY, Captured, record_of, specs_of
+from fxsparse.core.units import Units
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class OneMode:
         changed: attributes that forward changes.
         readers: modules whose own `training` flag decided what is in the graph.
         notes: what the user should know, a sentence each.
+        around: the units inside of what could not be traced; None where everything was.
     """
 
     graph: fx.Graph
     changed: Sequence[str] = ()
     readers: frozenset[nn.Module] = frozenset()
     notes: Sequence[str] = ()
+    around: Around | None = None
 
 
 Mechanism = Callable[[nn.Module, tuple, dict[str, Any]], OneMode]
@@ -56,7 +60,17 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> OneMode:
     return OneMode(graph, exported.changed, frozenset(exported.modes_read), exported.notes)
 
 
-MECHANISMS: dict[str, Mechanism] = {"concrete": _concrete, "export": _export}
+def _opaque(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> OneMode:
+    around = capture_around(model, args, kwargs)
+    notes = [
+        f"{f'{type(model.get_submodule(name)).__name__} {name}' if name else type(model).__name__} is kept as one "
+        f"call, its submodules captured one by one: {reason}"
+        for name, reason in around.opaque.items()
+    ]
+    return OneMode(around.graph, around.changed, frozenset(around.readers), notes, around)
+
+
+MECHANISMS: dict[str, Mechanism] = {"concrete": _concrete, "export": _export, "opaque": _opaque}
 """Name -> function from a model in one mode and its example to what it makes of it.
 Tried in this order; the first that does not raise `CaptureError` is used for both modes."""
 
@@ -103,7 +117,10 @@ def trace(model: nn.Module, example_input: Any, mechanism: str = "auto") -> Capt
         except CaptureError as error:
             failures[name] = error
         else:
-            captured.reason = "; ".join(f"{name} capture: {error}" for name, error in failures.items())
+            if captured.units is not None and not any(map(len, captured.units.graphs.values())):
+                failures[name] = CaptureError("there is no submodule that could be looked into")
+                continue
+            captured.reason = "; ".join(f"{other} capture: {error}" for other, error in failures.items())
             captured.notes.extend(_lost_gradient_hooks(model))
             return captured
     first, *others = failures.items()
@@ -123,6 +140,9 @@ def _both_modes(model: nn.Module, args: tuple, kwargs: dict, mechanism: str, cap
             flags[mode] = {name: training for name, training in own_flags.items() if training != (mode == "train")}
             captures[mode] = capture(model, args, kwargs)
             _keep_own_records(captures[mode].graph)
+            around = captures[mode].around
+            for graph in around.units.values() if around else ():
+                _keep_own_records(graph)
     finally:
         for module, training in modes_before.items():
             module.training = training
@@ -139,7 +159,24 @@ def _both_modes(model: nn.Module, args: tuple, kwargs: dict, mechanism: str, cap
         notes=[*_notes(model, captures), *_lost_hooks(model, graphs)],
         flags=flags,
         mode_readers=tuple(name for name, module in model.named_modules() if name and module in readers),
+        units=_units({mode: one.around for mode, one in captures.items() if one.around}),
     )
+
+
+def _units(found: dict[str, Around]) -> Units | None:
+    """What the modes found, together."""
+    if not any(around.opaque for around in found.values()):
+        return None
+    units = Units()
+    for mode, around in found.items():
+        units.graphs[mode] = dict(around.units)
+        units.calls[mode] = dict(around.calls)
+        units.hidden |= around.hidden
+        units.opaque |= around.opaque
+    for name in units.graphs["train"].keys() & units.graphs["eval"].keys():
+        if pack_graph(units.graphs["train"][name]) == pack_graph(units.graphs["eval"][name]):
+            units.graphs["train"][name] = units.graphs["eval"][name]
+    return units
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -177,8 +214,9 @@ def _keep_own_records(graph: fx.Graph) -> None:
     for node in graph.nodes:
         stack = node.meta.get("nn_module_stack")
         path = next(reversed(stack.values()))[0] if stack else ""
+        known = record_of(node)
         node.meta.clear()
-        node.meta[META_KEY] = NodeRecord(module=path)
+        node.meta[META_KEY] = replace(known, module=path)
 
 
 def _lost_hooks(model: nn.Module, graphs: dict[str, fx.Graph]) -> list[str]:

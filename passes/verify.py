@@ -3,7 +3,8 @@
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +16,13 @@ from fxsparse.core.arguments import is_object, map_leaves
 from fxsparse.core.errors import InputError, VerificationError
 
 from .trace import split_example
+
+
+@runtime_checkable
+class _HasUnits(Protocol):
+    """A module that runs submodules of the eager one by graphs."""
+
+    def units_apart(self) -> AbstractContextManager: ...
 
 
 def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any) -> list[str]:
@@ -45,7 +53,8 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
             for module in (eager, rewritten):
                 module.train(mode == "train")
             try:
-                expected = _outputs(eager, args, kwargs, calls)
+                with rewritten.units_apart() if isinstance(rewritten, _HasUnits) else nullcontext():
+                    expected = _outputs(eager, args, kwargs, calls)
             except Exception as error:
                 notes.append(f"{mode} mode is not verified: the model itself fails there: {error}")
                 continue

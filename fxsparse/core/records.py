@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .arguments import map_leaves
+from .units import Units
 
 META_KEY = "fxsparse"
 """The one key of `node.meta` that fxsparse uses; it holds a `NodeRecord`."""
@@ -40,10 +41,12 @@ class NodeRecord:
     Attributes:
         module: qualified name of the submodule whose forward made the node; empty for the root.
         spec: `TensorSpec`, a number, or a container of them; None until shapes are annotated.
+        opaque: whether the node is a call that could not be looked into; its `spec` was recorded.
     """
 
     module: str = ""
     spec: Any = None
+    opaque: bool = False
 
 
 def record_of(node: fx.Node) -> NodeRecord:
@@ -143,6 +146,7 @@ class Captured:
         notes: what the user should know, a sentence each.
         flags: mode -> `training` flags of submodules by name, where they are not the mode's (a frozen BatchNorm).
         mode_readers: submodules whose own `training` flag decided what is in the graphs.
+        units: graphs of submodules inside of calls that could not be looked into; None where there are none.
     """
 
     name: str
@@ -154,9 +158,16 @@ class Captured:
     flags: dict[str, dict[str, bool]] = field(default_factory=dict)
     mode_readers: tuple[str, ...] = ()
     reason: str = ""
+    units: Units | None = None
 
     def distinct_graphs(self) -> Iterator[tuple[str, fx.Graph]]:
         """`("eval", graph)`, then `("train", graph)` if training has a graph of its own."""
         yield "eval", self.graphs["eval"]
         if self.graphs["train"] is not self.graphs["eval"]:
             yield "train", self.graphs["train"]
+
+    def all_graphs(self) -> Iterator[tuple[str, fx.Graph]]:
+        """The same, and after them those of all units."""
+        yield from self.distinct_graphs()
+        for mode, _, graph in self.units.distinct_graphs() if self.units else ():
+            yield mode, graph
