@@ -44,3 +44,11 @@ def _assert_same(expected, actual):
             _assert_same(getattr(expected, field.name), getattr(actual, field.name))
     else:
         assert type(actual) is type(expected) and actual == expected
+
+
+@pytest.fixture
+def concrete_only(monkeypatch):
+    """Leaves the concrete tracer as the only mechanism of capture: what it refuses is then refused."""
+    from fxsparse.passes import trace
+
+    monkeypatch.setattr(trace, "MECHANISMS", {"concrete": trace.MECHANISMS["concrete"]})

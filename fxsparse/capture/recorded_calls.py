@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..core.arguments import map_leaves
+from ..core.errors import CaptureError
 from ..core.records import specs_of
 from ..core.units import Call
 from .guards import module_state_kept, random_state_kept
@@ -33,7 +34,12 @@ class Recording:
 
 
 def record_calls(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Recording:
-    """Runs the model for real, in its present mode, and puts it back as it was."""
+    """Runs the model for real, in its present mode, and puts it back as it was.
+
+    Raises:
+        CaptureError: forward makes parameters or submodules, which nobody could train.
+        Exception: whatever forward raises.
+    """
     recording = Recording()
     running: list[str] = []
 
@@ -53,8 +59,10 @@ def record_calls(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Recor
 
     names = {name: module for name, module in model.named_modules() if name and "forward" not in module.__dict__}
     forwards = {name: recorder(name, module.forward) for name, module in names.items()}
-    with undisturbed(model), _replaced_forwards(names, forwards), _Users(model, running, recording):
+    with undisturbed(model) as changed, _replaced_forwards(names, forwards), _Users(model, running, recording):
         recording.outputs[""].append(specs_of(model(*copied(args), **copied(kwargs))))
+    if changed["modules"]:
+        raise CaptureError(f"forward adds or replaces parameters or submodules of {changed['modules'][0]}")
     return recording
 
 
@@ -64,12 +72,16 @@ def copied(tree: Any) -> Any:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts buffers, attributes and random numbers back; gradients are on, as in training."""
+def undisturbed(model: nn.Module) -> Iterator[dict[str, list[str]]]:
+    """Puts buffers, attributes and random numbers back; gradients are on, as in training.
+
+    Yields:
+        As of `module_state_kept`: what had changed, filled on leaving.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.enable_grad(), torch.random.fork_rng(), random_state_kept(), module_state_kept(model):
-            yield
+        with torch.enable_grad(), torch.random.fork_rng(), random_state_kept(), module_state_kept(model) as changed:
+            yield changed
     finally:
         with torch.no_grad():
             for buffer, before in buffers:

@@ -1,4 +1,4 @@
-"""Networks that capture should refuse, with the module, the line and the reason, and without a trace left."""
+"""Networks with regions and branches that a graph cannot hold. A tracer alone refuses most of them, without a trace left."""
 
 import torch
 from torch import Tensor, nn

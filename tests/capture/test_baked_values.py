@@ -110,6 +110,7 @@ def test_keyword_only_arguments():
         both(lambda self, x, *, kind: self.head(x * kind), {"x": X, "kind": MASK})[1](X)
 
 
+@pytest.mark.usefixtures("concrete_only")
 def test_a_tensor_for_a_default_is_refused():
     def forward(self, x, scale=torch.ones(8)):  # noqa: B008
         return self.head(self.fc(x) * scale)

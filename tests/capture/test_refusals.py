@@ -16,6 +16,8 @@ import fxsparse
 from fxsparse.capture.concrete_proxy import ConcreteProxy
 from fxsparse.models.zoo import ZOO, call, tensors
 
+pytestmark = pytest.mark.usefixtures("concrete_only")
+
 REFUSED = {
     "data_branch": ("if x.mean() > 0:", "truth value of a tensor depends on its data"),
     "data_loop": ("for _ in range(int(x.abs().max()) + 1):", "integer value of a tensor depends on its data"),

@@ -74,6 +74,7 @@ def second_mechanism(model, args, kwargs):
     return OneMode(graph)
 
 
+@pytest.mark.usefixtures("concrete_only")
 def test_a_second_mechanism_takes_what_the_first_refuses(monkeypatch):
     case = ZOO["data_branch"]
     monkeypatch.setitem(trace_pass.MECHANISMS, "second", second_mechanism)
@@ -85,6 +86,7 @@ def test_a_second_mechanism_takes_what_the_first_refuses(monkeypatch):
     assert trace(ZOO["tied_linear"].make(), ZOO["tied_linear"].example()).mechanism == "concrete"
 
 
+@pytest.mark.usefixtures("concrete_only")
 def test_where_all_mechanisms_refuse_the_first_reason_counts(monkeypatch):
     def refuses(model, args, kwargs):
         raise fxsparse.CaptureError("the second reason")

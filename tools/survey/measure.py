@@ -63,7 +63,9 @@ def measure(which: str, name: str) -> dict[str, Any]:
         return row | {"status": "refused" if known else "failed", "reason": reason, "seconds": round(seconds, 2)}
     row |= {"status": "captured", "mechanism": sparse.capture, "seconds": round(time.perf_counter() - start, 2)}
     row |= _coverage(model, sparse, weights)
-    own = [key for key in sparse.state_dict() if key not in {site.mask_name for site in sparse.sites}]
+    masks = {id(mask) for mask in sparse.masks.values()}  # one of a shared module has several names
+    hidden = {name for name, buffer in sparse.named_buffers(remove_duplicate=False) if id(buffer) in masks}
+    own = [key for key in sparse.state_dict() if key not in hidden]
     row["keys"] = own == keys[0] and [key for key, _ in sparse.named_parameters()] == keys[1]
     sparse.copy_to(model)  # from here on, the eager model with the masks multiplied in
     try:
