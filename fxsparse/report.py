@@ -27,8 +27,8 @@ def site_report(
         counts: weight name -> number of active weights.
     """
     macs = defaultdict(list)
-    for node in flops.nodes:
-        macs[node.call or node.node].append(node)
+    for node in flops.nodes:  # a unit that is called again has nodes with a number behind their names
+        macs[(node.call or node.node).partition("#")[0]].append(node)
     rows = []
     for site in sites:
         calls = {use.node for use in site.uses if use.mode == "eval"}

@@ -27,6 +27,7 @@ from .core.records import Captured, WeightSite
 from .passes.allocate_sparsity import allocate_sparsity
 from .passes.annotate_shapes import annotate_shapes
 from .passes.count_flops import count_flops
+from .passes.count_units import count_units
 from .passes.find_sites import find_sites
 from .passes.select_sites import Selectors, select_sites
 from .passes.solve_flop_budget import solve_flop_budget
@@ -183,6 +184,7 @@ def sparsify(
         }
         if flops is not None:
             costs = count_flops(captured.model, captured.graphs["eval"], {})
+            costs += count_units(captured.model, captured.units, {})
             sparsity = solve_flop_budget(costs, sites, flops, distribution, **goal)
         sparsities = allocate_sparsity(sites, sparsity, distribution, **goal)
     eager = captured.model

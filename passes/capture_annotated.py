@@ -46,7 +46,8 @@ def capture_annotated(model: nn.Module, example_input: Any, *, training: bool = 
             raise CaptureError(f"{error}{tracer.shapes_at_failure()}") from error
         annotate_shapes(captured)
         graph = captured.graphs["train" if training else "eval"]
-        return Captured(captured.name, captured.model, {"train": graph, "eval": graph}, captured.example, "trace")
+        graphs = {"train": graph, "eval": graph}
+        return Captured(captured.name, captured.model, graphs, captured.example, "trace", units=captured.units)
     finally:
         for module, flag in modes.items():
             module.training = flag

@@ -113,7 +113,10 @@ class _Counter:
         result = _spec_of(node, node)
         if not _tensors(args) and not _tensors(kwargs) and not _tensors(result):
             return []  # arithmetic on sizes
-        opened = self._open(node, args, kwargs)
+        if record_of(node).opaque:  # its units are counted by count_units, its own arithmetic by nobody
+            opened = Opened(unknown=(f"{self._title(node)} itself, kept as one call",))
+        else:
+            opened = self._open(node, args, kwargs)
         inputs, outputs = _tensors((args, kwargs)), _tensors(result)
         shares = [(item, _share(node, item, opened.macs)) for item in operands]
         trained = [macs for item, macs in shares if self._trained.get(item.node, False)]
@@ -250,6 +253,8 @@ class _Counter:
     def _title(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return type(self.root.get_submodule(str(node.target))).__name__
+        if record_of(node).opaque:
+            return type(self.root).__name__
         return operation_name(node)
 
 

@@ -92,6 +92,16 @@ def _import_libraries(chosen: list[str]) -> None:
     for which in chosen:
         if which in ("torchvision", "timm", "transformers"):
             __import__(which)
+    from survey import sets
+
+    import fxsparse
+
+    fxsparse.sparsify(
+        *sets.build("zoo", "tied_linear")
+    )  # torch imports parts of itself at first use; no backward pass:
+    # autograd's threads do not survive a fork
+    if "transformers" in chosen:
+        sets.build("transformers", "bert")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def captured_for_channels(model: nn.Module, example_input: Any = None) -> Captur
                 *(model._get_name(), model, model.graphs, model.example, model.capture, model.notes, model.flags),
                 mode_readers=model.mode_readers,
                 reason=model.capture_reason,
+                units=model.units,
             )
         )
     if example_input is None:

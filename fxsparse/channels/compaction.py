@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..captured_module import CapturedModule
 from ..core.channel_records import Atom
-from ..core.errors import SelectionError
+from ..core.errors import CaptureError, SelectionError
 from ..core.labelled_model import LabelledModel
 from ..core.records import Captured
 from ..passes.compact_channels import compact_channels
@@ -74,7 +74,14 @@ def removable(
                 model.get_parameter(name).masked_fill_(~mask, 0)
     elif isinstance(model, CapturedModule):
         model = copy.deepcopy(model)
-    labelled = label_channels(captured_for_channels(model, example_input))
+    captured = captured_for_channels(model, example_input)
+    if captured.units is not None:
+        kept = next(name or captured.name for name in captured.units.opaque)
+        raise CaptureError(
+            f"cannot compact {captured.name}: {kept} is kept as one call, and what it does with its channels is not "
+            "known; fold() works, and so does compact() of submodules that are captured on their own"
+        )
+    labelled = label_channels(captured)
     labelled.active = active
     if stored_zeros:
         weights = {name for name, _ in labelled.roles} - active.keys()

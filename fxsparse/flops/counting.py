@@ -16,11 +16,13 @@ from ..channels.compaction import removable
 from ..core.errors import CaptureError, InputError
 from ..core.graphs import copy_graph
 from ..core.records import Captured, TensorSpec, record_of, specs_of
+from ..core.units import Units
 from ..passes.annotate_shapes import annotate_shapes
 from ..passes.capture_annotated import capture_annotated
 from ..passes.compact_channels import never_empty
 from ..passes.count_flops import count_flops as count_nodes
 from ..passes.count_structured import count_parameters, count_structured
+from ..passes.count_units import count_units
 from ..passes.trace import split_example
 from .flop_report import FlopReport
 
@@ -60,13 +62,19 @@ def count_flops(
         if example_input is not None:
             args, kwargs = split_example(example_input)
             given = (specs_of(args), specs_of(kwargs))
+            if given != example and model.units is not None:
+                raise InputError(
+                    f"example_input: {model._get_name()} has submodules that are kept as one call, whose calls are known "
+                    "for the example it was captured with only; capture it again with this one"
+                )
             if given != example:
                 graph, example = copy_graph(graph), given
                 annotate_shapes(Captured("", model, {"train": graph, "eval": graph}, example, ""))
         active = dict(getattr(model, "active_counts", {}))
         if structured:
             return _structured(model, training, stored_zeros).under(convention, also)
-        report = _report(model, graph, _with_stored_zeros(model, active) if stored_zeros else active, training)
+        active = _with_stored_zeros(model, active) if stored_zeros else active
+        report = _report(model, graph, active, training, model.units)
     else:
         if example_input is None:
             raise InputError(f"example_input: {type(model).__name__} is not captured yet; give an input that it takes")
@@ -87,7 +95,7 @@ def count_captured(
     training: bool = False,
 ) -> FlopReport:
     """The cost of a model that was captured with shapes just now; `model` is asked for lines of code only."""
-    report = _report(captured.model, captured.graphs["eval"], active or {}, training)
+    report = _report(captured.model, captured.graphs["eval"], active or {}, training, captured.units)
     if report.unknown:
         report = replace(report, places=_places_by_line(model, example_input, report))
     return report
@@ -95,7 +103,7 @@ def count_captured(
 
 def count_module(module: CapturedModule, active: Mapping[str, int]) -> FlopReport:
     """The cost of a captured module at the given active counts, for the example it was captured with."""
-    return _report(module, module.graphs["eval"], active, training=False)
+    return _report(module, module.graphs["eval"], active, False, module.units)
 
 
 def _structured(model: CapturedModule, training: bool, stored_zeros: bool) -> FlopReport:
@@ -109,8 +117,11 @@ def _structured(model: CapturedModule, training: bool, stored_zeros: bool) -> Fl
     return FlopReport(nodes, count_parameters(labelled, gone), links=links)
 
 
-def _report(root: nn.Module, graph: fx.Graph, active: Mapping[str, int], training: bool) -> FlopReport:
-    nodes = tuple(count_nodes(root, graph, active, training=training))
+def _report(
+    root: nn.Module, graph: fx.Graph, active: Mapping[str, int], training: bool, units: Units | None
+) -> FlopReport:
+    inside = count_units(root, units, active, training=training)
+    nodes = (*count_nodes(root, graph, active, training=training), *inside)
     parameters = sum(parameter.numel() for parameter in root.parameters())
     places = {node.node: _place_of(root, node.module) for node in nodes if node.unknown}
     return FlopReport(nodes, parameters, places=places, links=_links(graph, {node.node for node in nodes}))

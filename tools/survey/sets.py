@@ -53,10 +53,11 @@ def build(which: str, name: str) -> tuple[nn.Module, Any]:
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    return models.list_models()
+    # The quantized ones are the same networks with casts between their layers.
+    return [name for name in models.list_models() if not name.startswith("quantized_")]
 
 
-_SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "maxvit_t": 224}
+_SIDES = {"inception_v3": 299, "maxvit_t": 224}
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Any]:
@@ -68,8 +69,6 @@ def _torchvision(name: str) -> tuple[nn.Module, Any]:
         options["weights_backbone"] = None
     if detects:
         options["num_classes"] = 5
-    if name.startswith("quantized_"):
-        options["quantize"] = False
     if name.startswith("keypointrcnn"):
         options |= {"num_classes": 2, "num_keypoints": 17}
     if detects and not name.startswith("ssd"):  # ssd has one size, built in
