@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..captured_module import CapturedModule
-from ..core.errors import InputError
+from ..core.errors import CaptureError, InputError
 from ..core.graphs import copy_graph
 from ..core.records import Captured
 from ..passes.annotate_shapes import annotate_shapes
@@ -61,3 +61,13 @@ def opened(captured: Captured) -> Captured:
     open_leaves(captured)
     drop_unread(captured)
     return captured
+
+
+def refuse_opaque(captured: Captured, what: str) -> None:
+    """`CaptureError` where a submodule is kept as one call; `what` cannot be done then."""
+    if captured.units is not None:
+        kept = next(name or captured.name for name in captured.units.opaque)
+        raise CaptureError(
+            f"cannot {what} {captured.name}: {kept} is kept as one call, and what it does with its channels is not "
+            "known; take submodules that are captured on their own"
+        )

@@ -22,7 +22,7 @@ from ..passes.count_flops import count_flops
 from ..passes.find_channel_sites import find_channel_sites, output_weights
 from ..passes.group_channels import group_channels, label_channels
 from ..passes.try_removal import try_removal
-from .analysis import opened
+from .analysis import opened, refuse_opaque
 
 
 def plan_channels(
@@ -51,6 +51,7 @@ def plan_channels(
         SelectionError: no channel can be dropped, or a name that makes no channels.
         AllocationError: the budget is out of reach.
     """
+    refuse_opaque(captured, "drop channels of")
     labelled = label_channels(opened(captured))
     try_removal(labelled)
     groups = group_channels(labelled)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ..captured_module import CapturedModule
 from ..core.channel_records import Atom
-from ..core.errors import CaptureError, SelectionError
+from ..core.errors import SelectionError
 from ..core.labelled_model import LabelledModel
 from ..core.records import Captured
 from ..passes.compact_channels import compact_channels
 from ..passes.find_dead_channels import find_dead_channels
 from ..passes.fold_constants import fold_constants
 from ..passes.group_channels import group_channels, label_channels
-from .analysis import captured_for_channels
+from .analysis import captured_for_channels, refuse_opaque
 from .compact_module import CompactModule
 from .optimizer_state import check_holds, move_optimizer
 
@@ -75,12 +75,7 @@ def removable(
     elif isinstance(model, CapturedModule):
         model = copy.deepcopy(model)
     captured = captured_for_channels(model, example_input)
-    if captured.units is not None:
-        kept = next(name or captured.name for name in captured.units.opaque)
-        raise CaptureError(
-            f"cannot compact {captured.name}: {kept} is kept as one call, and what it does with its channels is not "
-            "known; fold() works, and so does compact() of submodules that are captured on their own"
-        )
+    refuse_opaque(captured, "compact")
     labelled = label_channels(captured)
     labelled.active = active
     if stored_zeros:
