@@ -217,6 +217,8 @@ def set_sizes(model: nn.Module, groups: Mapping[str, int], indices: Mapping[str,
         elif isinstance(module, nn.GroupNorm):
             module.num_groups = shape[0] if module.num_groups == module.num_channels else module.num_groups
             module.num_channels = shape[0]
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            module.normalized_shape = tuple(shape)
         elif hasattr(module, "num_features"):
             module.num_features = shape[0]
         elif isinstance(module, nn.PReLU):

@@ -69,7 +69,7 @@ def _status(space: LabelSpace, label: int) -> tuple[Any, str]:
     if label in space.reasons:
         return "pinned", space.reasons[label]
     if label in space.couplings:
-        return "norm-coupled", space.couplings[label]
+        return "norm-coupled", space.couplings[label][0]
     return "exact", ""
 
 

@@ -23,7 +23,9 @@ from fxsparse.core.records import record_of
 
 from .channel_movement import execute
 from .check_rectangles import gather_of, is_moved
+from .find_zeros import NORMS
 from .rewrite_movement import new_arguments
+from .rewrite_norms import pad_norm
 
 Box = list[Tensor | None]
 """Per dimension the indices that are kept, in order; None where all are."""
@@ -175,6 +177,21 @@ class _Rewriter:
             raise CannotRewrite(self.mode, node.name)
         elif rule.kind == "weighted":
             self._set_groups(node)
+        elif rule.kind in NORMS:
+            self._widen_norm(node, rule.kind)
+
+    def _widen_norm(self, node: fx.Node, kind: str) -> None:
+        """A norm that mixes channels keeps its width; of a GroupNorm with a group a channel, nothing has to be done."""
+        old = self.old[node.name]
+        source = operand(old, 0, "input")
+        labels, box = self.labels[source.name], self.box(source.name)
+        names = {self.labelled.space.couplings.get(int(label), ()) for label in labels.unique()}
+        if not any(node.name in nodes for nodes in names):
+            return
+        indices: dict[str, Tensor] = {}
+        if box is None or not pad_norm(node, self.model, kind, labels, box, indices):
+            raise CannotRewrite(self.mode, node.name)
+        self.result.indices |= indices
 
     def _set_groups(self, node: fx.Node) -> None:
         """A depthwise convolution has as many groups as channels are left."""

@@ -16,6 +16,7 @@ from ..passes.compact_channels import compact_channels
 from ..passes.find_dead_channels import find_dead_channels
 from ..passes.fold_constants import fold_constants
 from ..passes.group_channels import group_channels, label_channels
+from ..passes.zero_channels import zero_channels
 from .analysis import captured_for_channels, refuse_opaque
 from .compact_module import CompactModule
 from .optimizer_state import check_holds, move_optimizer
@@ -33,20 +34,22 @@ def compact(
 
     What no active weight reads is removed, and what then reads nothing, and so on. So is what is constant, where
     its contribution can be moved into a bias exactly. `remove` names atoms that go besides, as if the slices that
-    read them were masked. Keys stay, tensors get smaller. Of a tensor that would be left empty one channel stays,
-    with zeros in what reads it.
+    read them were masked; norm-coupled ones go as if everything of theirs was (what makes them, biases, added
+    parameters), and the norms keep the original width in their statistics. Keys stay, tensors get smaller. Of a
+    tensor that would be left empty one channel stays, with zeros in what reads it.
 
     Args:
         model: a `SparseModule` (its masks decide), a `CapturedModule`, or any module that can be captured;
             never touched.
         example_input: as for `channel_groups`.
-        remove: atoms of `channel_groups` of the same model; only exact ones.
+        remove: atoms of `channel_groups` of the same model: exact ones, and those that LayerNorm, RMSNorm and
+            GroupNorm alone couple, where they are then 0 at the norm's input.
         stored_zeros: where a weight has no mask, take its stored zeros as inactive, as after `fold()`.
         optimizer: of the model's parameters; it is moved over in place, its state cut, so that the training goes on
             with the result. Detach a rewirer first.
 
     Raises:
-        SelectionError: an atom that is not exact, or not of this model.
+        SelectionError: an atom that is pinned, that something else than a norm couples, or that is not of this model.
         CaptureError, InputError: as of `channel_groups`.
         RuntimeStateError: an optimizer of another model, or whose state cannot be cut; it is as it was then.
     """
@@ -81,11 +84,20 @@ def removable(
     if stored_zeros:
         weights = {name for name, _ in labelled.roles} - active.keys()
         labelled.active |= {name: labelled.captured.model.get_parameter(name) != 0 for name in weights}
-    gone = torch.zeros_like(labelled.space.stays)
-    for atom in _known(labelled, remove):
-        gone[atom.id] = True
+    atoms = _known(labelled, remove)
+    coupled = [atom for atom in atoms if atom.status == "norm-coupled"]
+    if coupled:
+        zero_channels(labelled, _labels_of(labelled, coupled))
+    gone = _labels_of(labelled, atoms)
     fold_constants(labelled)
     return labelled, find_dead_channels(labelled, gone)
+
+
+def _labels_of(labelled: LabelledModel, atoms: Iterable[Atom]) -> Tensor:
+    """bool, one a label: those of the atoms."""
+    flags = torch.zeros_like(labelled.space.stays)
+    flags[[atom.id for atom in atoms]] = True
+    return flags
 
 
 def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:
@@ -96,9 +108,10 @@ def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:
     for atom in wanted:
         if atom.id not in own or own[atom.id].slices != atom.slices:
             raise SelectionError(f"remove: {atom.slices[0].tensor} has no such atom; analyse this very model")
-        if atom.status != "exact":
+        if atom.status == "pinned":
             raise SelectionError(
-                f"remove: a channel of {atom.slices[0].tensor} is {atom.status} ({atom.reason}); only exact ones go"
+                f"remove: a channel of {atom.slices[0].tensor} is pinned ({atom.reason}); only exact ones go, and "
+                "those that norms alone couple"
             )
     return wanted
 

@@ -38,13 +38,13 @@ class LabelSpace:
     Attributes:
         blocks: source -> (first label, shape); made once for each source.
         reasons: label -> why it has to stay.
-        couplings: label -> the normalisation or reduction that mixes it with others.
+        couplings: label -> the normalisations and reductions that mix it with others, by the names of their nodes.
     """
 
     def __init__(self) -> None:
         self.blocks: dict[LabelSource, tuple[int, tuple[int, ...]]] = {}
         self.reasons: dict[int, str] = {}
-        self.couplings: dict[int, str] = {}
+        self.couplings: dict[int, tuple[str, ...]] = {}
         self._representative = torch.zeros(1, dtype=torch.int64)
         self._pairs: list[Tensor] = []
 
@@ -98,10 +98,14 @@ class LabelSpace:
         pairs = self._representative[pairs].unique(dim=0)
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
         self._representative = _components(pairs, len(self._representative))[self._representative]
-        for known in (self.reasons, self.couplings):
-            moved = {int(self._representative[label]): reason for label, reason in reversed(known.items())}
-            known.clear()
-            known.update(reversed(moved.items()))
+        reasons: dict[int, str] = {}
+        for label, reason in self.reasons.items():
+            reasons.setdefault(int(self._representative[label]), reason)
+        couplings: dict[int, tuple[str, ...]] = {}
+        for label, nodes in self.couplings.items():
+            own = int(self._representative[label])
+            couplings[own] = tuple(dict.fromkeys((*couplings.get(own, ()), *nodes)))
+        self.reasons, self.couplings = reasons, couplings
         return bool(len(pairs))
 
     # -- what has to stay ---------------------------------------------------------------------------------
@@ -112,11 +116,11 @@ class LabelSpace:
             if label != FIXED:
                 self.reasons.setdefault(label, reason)
 
-    def couple(self, labels: Tensor, reason: str) -> None:
+    def couple(self, labels: Tensor, node: str) -> None:
         """These labels are mixed with one another: without one of them the others get other values."""
         for label in narrowed(labels).unique().tolist():
             if label != FIXED:
-                self.couplings.setdefault(label, reason)
+                self.couplings[label] = tuple(dict.fromkeys((*self.couplings.get(label, ()), node)))
 
     @property
     def stays(self) -> Tensor:

@@ -174,6 +174,56 @@ def test_more_random_networks(program, fraction, seed, tools):
     check(program, fraction, seed, tools)
 
 
+NORMED = (
+    "group norm",
+    "layer norm",
+    "conv",
+    "add",
+    "relu",
+    "shifted",
+    "cat",
+    "batch norm",
+    "depthwise",
+    "multiply",
+    "shuffle",
+)
+"""Among these norms often mix channels that are 0 once masked, and some that are not."""
+
+
+@settings(max_examples=15, **_SETTINGS)
+@given(
+    program=st.lists(st.tuples(st.sampled_from(NORMED), st.integers(0, 7), st.integers(0, 7)), min_size=2, max_size=8)
+)
+def test_random_networks_without_norm_coupled_channels(program, tools):
+    check_coupled(program, tools)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, **_SETTINGS)
+@given(program=st.one_of(programs, st.lists(st.tuples(st.sampled_from(NORMED), st.integers(0, 7), st.integers(0, 7)))))
+def test_more_random_networks_without_norm_coupled_channels(program, tools):
+    check_coupled(program, tools)
+
+
+def check_coupled(program, tools):
+    """Group by group, what is norm-coupled is removed exactly or refused."""
+    torch.manual_seed(0)
+    model = tools.randomised(RandomNet(program))
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    going = tools.half_of(fxsparse.channel_groups(model, x))
+    for group in fxsparse.channel_groups(model, x).groups:
+        atoms = [*going, *group.with_status("norm-coupled")[: len(group.atoms) // 2]]
+        try:
+            small = fxsparse.compact(model, x, remove=atoms)
+        except fxsparse.SelectionError:
+            continue
+        going = atoms
+        reference = tools.masked(model, atoms)
+        for training in (False, True):
+            (expected,), (actual,) = tools.outputs(reference, x, training), tools.outputs(small, x, training)
+            assert (expected - actual).abs().max() <= 1e-10 * max(1.0, expected.abs().max().item())
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_alone(name, tools):
     small = check([(name, 0, 0), ("conv", 1, 1), (name, 2, 1)], 0.5, 0, tools)
