@@ -36,7 +36,8 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
         name: of the user's model, for messages.
 
     Returns:
-        What could not be compared, a sentence each (a model whose own forward fails in train mode).
+        What could not be compared, a sentence each (a model whose own forward fails in train mode), and whether the
+        masked model gives NaN.
 
     Raises:
         VerificationError: the mode, the output and the largest difference.
@@ -44,6 +45,7 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
     """
     args, kwargs = split_example(example_input)
     notes = []
+    gives_nan = False
     training = rewritten.training
     modes = {module: module.training for module in (*eager.modules(), *rewritten.modules())}
     # What is kept from call to call would show in a second one: an attribute, a constant changed in place.
@@ -64,6 +66,7 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
                 raise VerificationError(f"the graph of {name} fails in {mode} mode: {error}") from error
             what = f"the graph of {name} in {mode} mode"
             _compare(what, expected[0], actual[0])
+            gives_nan |= any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in expected[0])
             if calls > 1:
                 _compare(f"{what}, called again,", expected[1], actual[1])
         if len(notes) == 2:
@@ -74,6 +77,11 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
         for module, flag in modes.items():
             module.training = flag
         rewritten.train(training) if rewritten.training != training else None
+    if gives_nan:
+        notes.append(
+            "the masked model gives NaN; so does weight norm of a filter without an active weight: lower the sparsity of "
+            "that weight with explicit=, or exclude it"
+        )
     return notes
 
 

@@ -120,15 +120,30 @@ def einsum_share(node: fx.Node, weight: fx.Node) -> int:
 
 
 def input_dependent(graph: fx.Graph) -> frozenset[fx.Node]:
-    """The nodes whose value depends on tensors of the input, or on random numbers; sizes alone do not count."""
+    """The nodes whose value depends on tensors of the input, or on random numbers.
+
+    Sizes alone do not count, nor does which experts of a bank an input goes to.
+    """
     found: set[fx.Node] = set()
     for node in graph.nodes:
         is_source = node.op == "placeholder" or operation_name(node).rstrip("_") in RANDOM
-        if is_source or (any(source in found for source in node.all_input_nodes) and not _is_number(node)):
+        sources = node.all_input_nodes[:1] if chooses_matrices(node) else node.all_input_nodes
+        if is_source or (any(source in found for source in sources) and not _is_number(node)):
             found.add(node)
             if has_effect(node) and node.args and isinstance(node.args[0], fx.Node):
                 found.add(node.args[0])  # changed in place
     return frozenset(found)
+
+
+def chooses_matrices(node: fx.Node) -> bool:
+    """Whether a node takes whole matrices of a bank by a tensor of indices: `experts[index]`."""
+    name = operation_name(node)
+    if name not in ("getitem", "index_select") or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    bank, chosen = shape_of(node.args[0]), shape_of(node)
+    index = node.args[1:2] if name == "getitem" else (node.kwargs.get("index", node.args[-1]),)
+    by_tensor = any(isinstance(item, fx.Node) and isinstance(record_of(item).spec, TensorSpec) for item in index)
+    return by_tensor and len(bank) >= 3 and len(chosen) >= 2 and chosen[-2:] == bank[-2:]
 
 
 def shape_of(node: fx.Node) -> Shape:

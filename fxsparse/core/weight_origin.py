@@ -1,9 +1,10 @@
 """From a weight among a node's arguments back to the parameter that is masked: its origin.
 
 A weight may be the parameter itself, seen otherwise (transposed, reshaped, expanded), a part of it (one of three
-fused projections, one expert of a bank), a few of them joined, or computed from it (weight normalisation,
-standardisation, any parametrization). Of a computed weight, the origin is the one parameter with two or more
-dimensions and as many elements as the weight; where there is none, or several, there is no origin.
+fused projections, one expert of a bank; those that a router chose count as the whole), a few of them joined, or
+computed from it (weight normalisation, standardisation, any parametrization). Of a computed weight, the origin is the
+one parameter with two or more dimensions and as many elements as the weight; where there is none, or several, there is
+no origin.
 
 A computed weight need not be zero where its parameter is: a standardised filter has its mean subtracted.
 `keeps_zeros` says whether it is, by what is known of each operation on the way; of the others, it is not.
@@ -22,7 +23,7 @@ from torch.utils import _pytree as pytree
 from .graphs import attribute, operation_name
 from .masking import apply_mask
 from .records import record_of
-from .weight_operands import shape_of
+from .weight_operands import chooses_matrices, shape_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def _joined(root: nn.Module, node: Any, part: Fraction) -> list[Origin] | None:
             name = str(node.args[1])
         source = node.args[0] if node.args else None
         is_part = _is_part(node)
-        if not isinstance(source, fx.Node) or not (is_part or name in REARRANGEMENTS or node.target is apply_mask):
+        is_whole = name in REARRANGEMENTS or node.target is apply_mask or chooses_matrices(node)
+        if not isinstance(source, fx.Node) or not (is_part or is_whole):
             return None
         if is_part and shape_of(node):
             part *= Fraction(prod(shape_of(node)), _elements_before(source))

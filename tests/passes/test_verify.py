@@ -164,3 +164,10 @@ def test_a_model_that_fails_on_its_example_in_both_modes_is_refused():
 def test_what_is_no_module_is_refused(model):
     with pytest.raises(fxsparse.InputError, match=r"give an instance of nn\.Module"):
         fxsparse.sparsify(model, torch.randn(2, 4))
+
+
+def test_a_filter_without_active_weights_under_weight_norm_is_warned_of():
+    torch.manual_seed(0)
+    model = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 8))
+    with pytest.warns(fxsparse.FxSparseWarning, match="the masked model gives NaN; so does weight norm"):
+        fxsparse.sparsify(model, torch.randn(2, 4), sparsity=0.9)

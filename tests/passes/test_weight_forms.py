@@ -79,6 +79,11 @@ FORMS = {
         {"w": r(2, 6, 4)},
         {"w": ("einsum", (6, 4), "")},
     ),
+    "a bank by router": (
+        lambda s, x: torch.bmm(s.w[s.gate(x).argmax(-1)], x[..., None]).squeeze(-1) * s.gate(x).amax(-1, keepdim=True),
+        {"w": r(3, 6, 8), "gate": nn.Linear(8, 3)},
+        {"w": ("bmm", (6, 8), ""), "gate.weight": ("linear", (3, 8), "")},
+    ),
     "joined": (
         lambda s, x: F.linear(x, torch.cat([s.a, s.b.t()])),
         {"a": r(6, 8), "b": r(8, 2)},
@@ -351,6 +356,14 @@ def test_a_mixture_by_einsum_costs_its_bank_in_the_first_step_only():
         assert nodes["bank"].macs == 4 * 3 * 8 * 6 and nodes[None].macs == 4 * 3 * 6
     assert report.macs == report.dense_macs - sum(node.macs - node.sparse_macs for node in report.nodes)
     assert nodes["bank"].sparse_macs == nodes["bank"].macs // 144 * counts["bank"]
+
+
+def test_experts_that_a_router_chose_cost_their_share_of_the_bank():
+    forward, tensors, _ = FORMS["a bank by router"]
+    counts, report = costs(net(forward, **tensors), X)
+    (bank,) = [node for node in report.nodes if node.weight == "w"]
+    assert (bank.macs, bank.elements) == (4 * 6 * 8, 3 * 6 * 8)  # one expert a row
+    assert bank.sparse_macs == 4 * 6 * 8 * counts["w"] // 144
 
 
 def test_shapes_are_annotated_where_they_are_not():
