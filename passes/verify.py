@@ -79,8 +79,8 @@ def verify(name: str, eager: nn.Module, rewritten: nn.Module, example_input: Any
         rewritten.train(training) if rewritten.training != training else None
     if gives_nan:
         notes.append(
-            "the masked model gives NaN; so does weight norm of a filter without an active weight: lower the sparsity of "
-            "that weight with explicit=, or exclude it"
+            "the masked model gives NaN; so does weight norm of a filter without an active weight: lower the sparsity "
+            "of that weight with explicit=, or exclude it"
         )
     return notes
 
