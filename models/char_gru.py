@@ -1,8 +1,7 @@
 """The paper's character-level language model (section 4.2): one GRU between an embedding and a readout.
 
-The GRU is written out with `nn.Linear`s and a Python loop over time: its weights are then operands of plain
-linear layers, which a graph can mask, where `nn.GRU` hides them inside one call. A captured graph is
-unrolled for the length of its example.
+The GRU is written out with `nn.Linear`s and a Python loop over time, so that every operation is in the graph, which is
+unrolled for the length of its example. (`nn.GRU` is masked as well, as one call for all steps.)
 """
 
 import torch

@@ -75,19 +75,20 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
             uncovered.append(Uncovered(name, tuple(parameter.shape), reason))
             continue
         matrix = _matrix(parameter, found.operands)
+        owner = type(model.get_submodule(name.rpartition(".")[0]))
         sites.append(
             WeightSite(
                 name=name,
                 shape=tuple(parameter.shape),
                 uses=tuple(found.uses),
                 aliases=tuple(aliases),
-                owner=type(model.get_submodule(name.rpartition(".")[0])),
+                owner=owner,
                 depthwise=all(item.groups > 1 and item.matrix[1] == 1 for item, _ in found.operands),
                 tied_embedding=found.embeds,
                 frozen=not parameter.requires_grad,
                 matrix=matrix if matrix != tuple(parameter.shape) else (),
                 form=_form(found.operands),
-                looks_like_a_table=_looks_like_a_table(name, found.uses),
+                looks_like_a_table=_looks_like_a_table(name, owner, found.uses),
             )
         )
     return sorted(sites, key=_execution_order(captured)), uncovered
@@ -215,9 +216,10 @@ def _form(operands: list[tuple[WeightOperand, Origin]]) -> str:
     return "; ".join(parts)
 
 
-def _looks_like_a_table(name: str, uses: list[SiteUse]) -> bool:
+def _looks_like_a_table(name: str, owner: type, uses: list[SiteUse]) -> bool:
     words = name.rpartition(".")[2].lower().split("_")
-    return all(use.operation in FACTORS for use in uses) and not TABLE_WORDS.isdisjoint(words)
+    is_table = issubclass(owner, (nn.Embedding, nn.EmbeddingBag)) or not TABLE_WORDS.isdisjoint(words)
+    return is_table and all(use.operation in FACTORS for use in uses)
 
 
 CONVOLUTIONS = frozenset(operation.name for operation in WEIGHTED.values() if operation.kernel_rank)

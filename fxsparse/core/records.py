@@ -90,7 +90,8 @@ class WeightSite:
         matrix: `(out, in, *kernel)` of the weight as it is used, `in` per group; empty where that is `shape`. A bank of
             matrices (experts) has the shape of one of them.
         form: how the weight comes from the parameter, where it is not the parameter itself; for reports.
-        looks_like_a_table: whether only products use it, and its name says that it holds positions or tokens.
+        looks_like_a_table: whether only products use it, and it belongs to an embedding or its name says that it holds
+            positions or tokens.
     """
 
     name: str

@@ -207,6 +207,11 @@ def test_tables_of_positions_are_left_out_unless_named(name):
     assert name in fxsparse.sparsify(model, X, sparsity=0.5, include="*").masks
 
 
+def test_an_embedding_that_only_products_use_is_left_out():
+    model = net(lambda s, x: s.head(x @ s.codes.weight.t()), head=nn.Linear(5, 3), codes=nn.Embedding(5, 8))
+    assert list(fxsparse.sparsify(model, X, sparsity=0.5).masks) == ["head.weight"]
+
+
 def test_a_layer_may_have_any_name():
     class Token(nn.Module):
         def __init__(self):
