@@ -45,13 +45,40 @@ class WeightOperands(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in LAYER_FUNCTIONS or func is F.embedding:
-            weight = kwargs["weight"] if "weight" in kwargs else args[1]
-            if func is F.embedding:
-                self.tables.add(id(weight))
-            elif isinstance(weight, nn.Parameter):
-                self.layers[id(weight)] = weight
+        if func is F.embedding:
+            self.tables.add(id(kwargs["weight"] if "weight" in kwargs else args[1]))
+        for weight in weights_of(func, args, kwargs):
+            self.layers |= {id(root): root for root in roots(weight, func not in PRODUCTS)}
         return func(*args, **kwargs)
+
+
+PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.einsum)
+RECURRENT = (torch.gru, torch.lstm, torch.gru_cell)
+
+
+def weights_of(func, args, kwargs):
+    """The arguments of a call that may be weights."""
+    if func in LAYER_FUNCTIONS:
+        return [kwargs["weight"] if "weight" in kwargs else args[1]]
+    if func is F.multi_head_attention_forward:
+        return [args[5], args[11]]
+    if func in RECURRENT:
+        return list(zoo.tensors(args[2:]))
+    return list(zoo.tensors(args)) if func in PRODUCTS else []
+
+
+def roots(weight, computed):
+    """The parameter that a weight is, is a view of, or (where asked) is computed from, by its size."""
+    if isinstance(weight, nn.Parameter) or isinstance(weight._base, nn.Parameter):
+        found = {weight if isinstance(weight, nn.Parameter) else weight._base}
+    else:
+        found, open_functions = set(), [weight.grad_fn] if computed else []
+        while open_functions:
+            function = open_functions.pop()
+            if hasattr(function, "variable") and function.variable.numel() == weight.numel():
+                found.add(function.variable)
+            open_functions += [before for before, _ in getattr(function, "next_functions", ()) if before is not None]
+    return {parameter for parameter in found if parameter.ndim > 1}
 
 
 def test_no_name_twice():
