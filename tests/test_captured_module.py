@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from fxsparse import CapturedModule
+from fxsparse import CapturedModule, FxSparseError, InputError
 from fxsparse.models.zoo import ZOO, call
 from fxsparse.passes.trace import trace
 
@@ -139,7 +139,7 @@ def test_plain_attributes_and_constants_come_along(assert_same):
 
 def test_errors_for_other_sizes_name_the_node():
     _, module = captured("tied_linear")
-    with pytest.raises(fxsparse.InputError, match=r"node linear in first fails for \(4, 5\)") as info:
+    with pytest.raises(InputError, match=r"node linear in first fails for \(4, 5\)") as info:
         module(torch.randn(4, 5))
     assert "shapes cannot be multiplied" in str(info.value) and isinstance(info.value, RuntimeError)
 
@@ -149,7 +149,7 @@ def test_errors_for_the_examples_sizes_are_torchs_own():
     module.get_submodule("first").weight.data = torch.randn(3, 3)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as info:
         module(torch.randn(4, 8))
-    assert not isinstance(info.value, fxsparse.FxSparseError)
+    assert not isinstance(info.value, FxSparseError)
 
 
 def test_train_and_eval_return_the_module_and_reach_every_submodule():
