@@ -8,6 +8,7 @@ are left out of the graph; these take their place, with the input's name and the
 import math
 import operator
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from ..core.errors import CaptureError
 from ..core.input_checks import check_sizes, check_tensor
 from .size_text import text_decides
+from .user_code import user_line
 
 
 def every_size_dynamic(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +151,14 @@ def _text(condition: Any) -> str:
 
 
 def _place(guard: Any) -> str:
-    """`file:line in function` of the decision, where torch knows it."""
-    location = getattr(getattr(guard, "sloc", None), "maybe_user_loc", None)
-    return os.path.basename(str(location)) if location else "an operation of the model"
+    """`file:line: source` of the decision, where it is in the user's code; else what torch knows of it."""
+    location = getattr(guard, "sloc", None)
+    frame = getattr(location, "framework_loc", None)
+    if getattr(location, "maybe_user_loc", None):
+        return os.path.basename(str(location.maybe_user_loc))
+    if isinstance(frame, traceback.FrameSummary):
+        line = user_line(traceback.StackSummary.from_list([frame]))
+        if line is not None:
+            return f"{os.path.basename(line[0])}: `{line[1]}`"
+        return f"an operation of the model ({frame.name})"
+    return "an operation of the model"

@@ -40,12 +40,6 @@ quick = {
     "suppress_health_check": list(HealthCheck),
     "database": None,
 }
-    "phases": [Phase.generate, Phase.shrink],
-    "deadline": None,
-    "derandomize": True,
-    "suppress_health_check": list(HealthCheck),
-    "database": None,
-}
 
 
 def test_the_programs_have_many_operations():
