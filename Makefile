@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install browser demo test test-all lint format clean
+.PHONY: help install browser demo coverage test test-all lint format clean
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -24,6 +24,9 @@ browser:         ## install Chromium from Debian's packages, for the tests of th
 
 demo: $(INSTALLED)      ## RigL beside static and dense training on real handwritten digits
 	$(BIN)/python tools/demo.py
+
+coverage: $(INSTALLED)  ## which models are captured and masked, over torchvision, timm, transformers and the zoo
+	$(BIN)/python tools/coverage.py --write docs/coverage.md
 
 test: $(INSTALLED) $(BROWSER)      ## the tests, without the long ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -11,6 +11,7 @@ stopped at any time and goes on where it was; `--rerun` measures again.
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from fnmatch import fnmatchcase
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     done = {} if arguments.rerun else runner.read_rows(arguments.folder)
     limits = runner.Limits(arguments.limit_seconds, arguments.limit_gigabytes)
     todo = [job for job in jobs if job not in done]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the running processes are ended too
     try:
         runner.run(todo, measure.measure, arguments.folder, at_once=arguments.jobs, limits=limits)
     except KeyboardInterrupt:
