@@ -5,7 +5,7 @@ from [0, 1) is not below 0. The draw stays in the graph, so that the random numb
 """
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -17,7 +17,7 @@ def certain_truth(node: fx.Node) -> bool | None:
     """The truth of a node's value for every input: of uniform random numbers against a bound. None if open."""
     if node.op != "call_function" or len(node.args) != 2:
         return None
-    drawn, bound = node.args
+    drawn, bound = (cast(Any, argument) for argument in node.args)
     compare: Any = node.target
     if _is_number(drawn):
         drawn, bound, compare = bound, drawn, _MIRRORED.get(compare)

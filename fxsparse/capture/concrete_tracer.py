@@ -16,8 +16,7 @@ import operator
 import os
 import traceback
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -43,8 +42,9 @@ from .concrete_proxy import ConcreteProxy, SizeTuple, is_number, is_plain
 from .fake_values import FakeEvaluator
 from .guards import module_state_kept, patched_python, random_state_kept, randomness_unchanged
 from .leftovers import remove_leftovers
-from .made_objects import may_make, take_apart
+from .made_objects import construction, may_make, take_apart
 from .no_grad_regions import detached
+from .own_tensors import plain_tensors
 from .user_code import calling_line, instruction, user_line
 
 TRACED_THROUGH = (
@@ -97,7 +97,7 @@ class ConcreteTracer(fx.Tracer):
         self.constants: dict[str, Any] = {}
         self.modes_read: set[nn.Module] = set()
         self.leaves_values = False
-        tensors = (*_plain_tensors(model), *model.named_buffers(), *model.named_parameters())
+        tensors = (*plain_tensors(model), *model.named_buffers(), *model.named_parameters())
         self._names = {id(tensor): name for name, tensor in tensors}
         self._attribute_proxies: dict[str, Any] = {}
         self._decisions: dict[tuple[Callable, fx.Node], Any] = {}
@@ -219,7 +219,7 @@ class ConcreteTracer(fx.Tracer):
             a.tracer._refuse_late_use()
             return a.node
         if isinstance(a, dict) and type(a) is not dict:
-            return self.create_node("call_function", *_construction(a, self.create_arg))
+            return self.create_node("call_function", *construction(a, self.create_arg))
         if may_make(a) and not dataclasses.is_dataclass(a):
             return self._made(a)
         if type(a) in (SizeTuple, torch.Size):
@@ -403,20 +403,3 @@ def bound_example(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> insp
         return signature.bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(f"example_input does not fit {type(model).__name__}.forward{signature}: {error}") from error
-
-
-def _construction(value: dict, create_arg: Callable) -> tuple[Callable, tuple, dict]:
-    """The call that makes an instance of a subclass of dict: an OrderedDict, or an output class with fields."""
-    if dataclasses.is_dataclass(value):
-        return type(value), (), {name: create_arg(item) for name, item in vars(value).items()}
-    if isinstance(value, defaultdict):
-        return type(value), (create_arg(value.default_factory), create_arg(dict(value))), {}
-    return type(value), (create_arg(dict(value)),), {}
-
-
-def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that are attributes of a module without being its parameters or buffers."""
-    for prefix, module in model.named_modules():
-        for key, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}.{key}" if prefix else key, value

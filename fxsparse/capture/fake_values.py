@@ -5,6 +5,7 @@ Parameters and buffers get one fake twin each, so that real ones (and BatchNorm'
 touched, and memory does not depend on the model's size.
 """
 
+import builtins
 import copy
 import logging
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from ..core.arguments import map_leaves
 from ..core.graphs import attribute
 from ..core.records import TensorSpec
 
+_plain_isinstance = isinstance
 _LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
@@ -92,6 +94,7 @@ class FakeEvaluator:
     def apart(self) -> Iterator[None]:
         """While a value is computed, the tracer's patches stand aside, and BatchNorm takes batches of one."""
         before, self.running = self.running, True
+        patched, builtins.isinstance = builtins.isinstance, _plain_isinstance  # no proxies here, and many calls
         try:
             with (
                 mock.patch.object(nn.functional, "_verify_batch_size", lambda size: None),
@@ -99,6 +102,7 @@ class FakeEvaluator:
             ):
                 yield
         finally:
+            builtins.isinstance = patched
             self.running = before
 
 

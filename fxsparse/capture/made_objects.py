@@ -4,6 +4,8 @@ A graph holds tensors and plain values. An object that keeps some of them in its
 a node puts another of its class together at every call.
 """
 
+import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
@@ -30,7 +32,7 @@ class MakeObject:
         return f"make_{self.cls.__name__}"
 
     def __call__(self, **attributes: Any) -> Any:
-        made = object.__new__(self.cls)
+        made: Any = object.__new__(self.cls)
         made.__dict__.update(self.constants)
         made.__dict__.update(attributes)
         return made
@@ -43,7 +45,7 @@ def may_make(value: Any) -> bool:
 
 
 def take_apart(value: Any, create_arg: Callable[[Any], Any]) -> tuple[Callable, tuple, dict[str, Any]]:
-    """The call `(target, args, kwargs)` that makes an object like `value`; `create_arg` turns attributes to arguments."""
+    """The call `(target, args, kwargs)` that makes an object like `value`; `create_arg` makes its arguments."""
     constants = {
         name: item
         for name, item in vars(value).items()
@@ -51,3 +53,12 @@ def take_apart(value: Any, create_arg: Callable[[Any], Any]) -> tuple[Callable, 
     }
     rest = {name: create_arg(item) for name, item in vars(value).items() if name not in constants}
     return MakeObject(type(value), tuple(constants.items())), (), rest
+
+
+def construction(value: dict, create_arg: Callable) -> tuple[Callable, tuple, dict]:
+    """The call that makes an instance of a subclass of dict: an OrderedDict, or an output class with fields."""
+    if dataclasses.is_dataclass(value):
+        return type(value), (), {name: create_arg(item) for name, item in vars(value).items()}
+    if isinstance(value, defaultdict):
+        return type(value), (create_arg(value.default_factory), create_arg(dict(value))), {}
+    return type(value), (create_arg(dict(value)),), {}

@@ -281,21 +281,20 @@ def _tensors_like(call: Call) -> Call:
 
 def _made_up_call(module: nn.Module) -> list[Call]:
     """A call for a layer that the example does not reach, such as the other side of a branch."""
-    if not type(module).__module__.startswith("torch.nn.") or not is_layer(module):
+    if not type(module).__module__.startswith("torch.nn.") or is_leaf(module):
         return []
     if isinstance(module, nn.Linear):
         shape: tuple[int, ...] = (2, module.in_features)
+    elif not isinstance(module, nn.modules.conv._ConvNd):
+        return []
     else:
-        window = [dilation * (kernel - 1) + 1 for kernel, dilation in zip(module.kernel_size, module.dilation)]
+        window = [
+            dilation * (kernel - 1) + 1 for kernel, dilation in zip(module.kernel_size, module.dilation, strict=True)
+        ]
         shape = (2, module.in_channels, *(size + 2 for size in window))
     weight: Any = module.weight
     stride = torch.empty(shape, device="meta").stride()
     return [((TensorSpec(shape, weight.dtype, stride, weight.device),), {})]
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a linear or convolution layer, which is called with one tensor."""
-    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not is_leaf(module)
 
 
 # -- verifying units ----------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@
 no buffer give the real tensor; computing with it alone would run once, at trace time, and freeze the result.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property, resolve_name
 from torch.utils import _pytree as pytree
 
@@ -59,3 +59,11 @@ class OwnTensorsRecorded(TorchFunctionMode):
 
 def _is_in_place(name: str) -> bool:
     return name in _IN_PLACE_METHODS or (name.endswith("_") and not name.endswith("__"))
+
+
+def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that are attributes of a module without being its parameters or buffers."""
+    for prefix, module in model.named_modules():
+        for key, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{key}" if prefix else key, value

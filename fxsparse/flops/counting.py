@@ -64,7 +64,7 @@ def count_flops(
             given = (specs_of(args), specs_of(kwargs))
             if given != example and model.units is not None:
                 raise InputError(
-                    f"example_input: {model._get_name()} has submodules that are kept as one call, whose calls are known "
+                    f"example_input: {model._get_name()} has submodules kept as one call, whose calls are known "
                     "for the example it was captured with only; capture it again with this one"
                 )
             if given != example:

@@ -1,4 +1,4 @@
-"""Networks with regions and branches that a graph cannot hold. A tracer alone refuses most of them, without a trace left."""
+"""Networks with regions and branches that a graph cannot hold; a tracer alone refuses most, without a trace left."""
 
 import torch
 from torch import Tensor, nn

@@ -17,7 +17,12 @@ import fxsparse
 
 from . import sets
 
-SPARSITY = 0.5
+OPTIONS: dict[str, Any] = {
+    "sparsity": 0.5,
+    "distribution": "uniform",
+    "verify": False,  # what it compares is compared here, and written down
+    "semantics": {"preset": "paper", "initial_masks": "bernoulli"},  # quicker to draw than an exact number
+}
 
 BIG = 150_000_000
 """Parameters from which a model's gradients are not compared, to save memory."""
@@ -53,9 +58,7 @@ def measure(which: str, name: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sparse = fxsparse.sparsify(
-                model, example, sparsity=SPARSITY, distribution="uniform", exclude=(), verify=False
-            )
+            sparse = fxsparse.sparsify(model, example, **OPTIONS)
     except Exception as error:
         known = isinstance(error, fxsparse.FxSparseError)
         reason = str(error).split("\n")[0] if known else f"{type(error).__name__}: {error}".split("\n")[0]
@@ -182,7 +185,7 @@ def _difference(model: nn.Module, sparse: nn.Module, example: Any, *, train: boo
     worst = _largest(expected, actual)
     if not train:
         return worst
-    own = {name: buffer for name, buffer in sparse.named_buffers()}
+    own = dict(sparse.named_buffers())
     worst = max(worst, _largest([b for _, b in model.named_buffers()], [own[n] for n, _ in model.named_buffers()]))
     if sum(parameter.numel() for parameter in model.parameters()) > BIG:
         return worst

@@ -17,9 +17,9 @@ TIMM_MODELS = Path(__file__).with_name("timm_models.txt")
 """A line a family: the family, its smallest quick model, the side of the picture that it takes."""
 
 _SIZE_WORDS = frozenset(
-    """tiny small base large huge giant gigantic nano pico femto atto zepto xtiny micro mini medium xlarge x s m l b t n xs
-    xxs xxtiny xxsmall xsmall xxl xl xxlarge little lite dwee wee pwee dlittle dpwee mediumd betwixt giantopt so150m a c d
-    e f g h enormous kobe rw el em es""".split()
+    """tiny small base large huge giant gigantic nano pico femto atto zepto xtiny micro mini medium xlarge x s m l b t n
+    xs xxs xxtiny xxsmall xsmall xxl xl xxlarge little lite dwee wee pwee dlittle dpwee mediumd betwixt giantopt so150m
+    a c d e f g h enormous kobe rw el em es""".split()
 )
 
 
