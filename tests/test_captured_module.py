@@ -43,7 +43,9 @@ COPIES = {
 def test_copies_compute_the_same_in_both_modes(name, assert_same, tmp_path):
     model, module = captured(name)
     module.train()
-    ways = ["deepcopy"] if name == "weight_norm" else ["deepcopy", "save"]  # torch pickles no parametrized module
+    ways = (
+        ["deepcopy"] if name in ("weight_norm", "spectral_norm") else ["deepcopy", "save"]
+    )  # torch pickles no parametrized module
     for twin in [COPIES[way](module, tmp_path) for way in ways]:
         assert type(twin).__mro__[1] is CapturedModule and twin.training
         own = copy.deepcopy(model)

@@ -85,6 +85,18 @@ class Attention(nn.Module):
         return self.head(x + mixed), weights
 
 
+class DecoderLayer(nn.Module):
+    """`nn.TransformerDecoderLayer`: attention to something else, which cuts its packed weight into two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return self.head(self.layer(x, memory))
+
+
 class OwnAttention(nn.Module):
     """Attention written out with linear layers, dropout inside the fused kernel, and a rotary table."""
 
@@ -128,5 +140,6 @@ CASES = {
     "cell_loop": ZooCase(CellLoop, SEQUENCE, sites=3),
     "transformer_layer": ZooCase(TransformerLayer, SEQUENCE, sites=5),
     "attention": ZooCase(Attention, SEQUENCE, sites=3),
+    "decoder_layer": ZooCase(DecoderLayer, lambda: (SEQUENCE(), normal(2, 7, 8, seed=1)()), dropout=True, sites=7),
     "own_attention": ZooCase(OwnAttention, SEQUENCE, dropout=True, sites=4),
 }

@@ -6,7 +6,7 @@ Each is a site: the mask goes on the parameter at the root, and the gradient rea
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from .case import ZooCase, normal
 
@@ -110,7 +110,65 @@ class SlicedWeight(nn.Module):
         return self.head(torch.relu(first) * torch.sigmoid(second) + third)
 
 
+class TransposedLinear(nn.Module):
+    """Weights (in, out) that enter by `addmm` on flattened rows, as in the Conv1D of GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 12) / 3)
+        self.bias = nn.Parameter(torch.zeros(12))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], 12)
+        return self.head(torch.relu(hidden))
+
+
+class SpectralNorm(nn.Module):
+    """A convolution under the spectral_norm parametrization, whose power iteration changes buffers in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = spectral_norm(nn.Conv2d(3, 4, 3, padding=1))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+
+class StackedExperts(nn.Module):
+    """Experts that are linear layers of their own, stacked into one bank and applied by one `bmm`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 6, bias=False) for _ in range(3))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bank = torch.stack([expert.weight.t() for expert in self.experts])
+        return self.head(torch.bmm(x.expand(3, -1, -1), bank).sum(0))
+
+
+class RoutedExperts(nn.Module):
+    """A bank of experts as one parameter, from which a gate chooses one for every row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = nn.Parameter(torch.randn(3, 6, 8) / 3)
+        self.gate = nn.Linear(8, 3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chance, chosen = self.gate(x).softmax(-1).max(-1)
+        mixed = torch.bmm(self.bank[chosen], x.unsqueeze(-1)).squeeze(-1)
+        return self.head(mixed * chance.unsqueeze(-1))
+
+
 CASES = {
+    "transposed_linear": ZooCase(TransposedLinear, normal(2, 5, 8), sites=2),
+    "spectral_norm": ZooCase(SpectralNorm, normal(2, 3, 8, 8), sites=2),
+    "stacked_experts": ZooCase(StackedExperts, normal(4, 8), sites=4),
+    "routed_experts": ZooCase(RoutedExperts, normal(4, 8), sites=3),
     "weight_norm": ZooCase(WeightNorm, normal(2, 3, 8, 8), sites=2),
     "weight_standardization": ZooCase(WeightStandardization, normal(2, 3, 8, 8), sites=2),
     "scaled_weight": ZooCase(ScaledWeight, normal(4, 8), sites=2),

@@ -14,6 +14,10 @@ from fxsparse.models.zoo import ZOO, call
 CAPTURED = [name for name, case in ZOO.items() if case.refused is None]
 
 
+NOT_SEEN = {"spectral_norm": 2 * (4 * 27 + 4)}
+"""FLOPs of a product with a vector and one of two vectors, which PyTorch's counter leaves out."""
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", CAPTURED)
 def test_dense_macs_of(name):
@@ -33,4 +37,4 @@ def test_dense_macs_of(name):
             call(model, ZOO[name].example())
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    assert report.dense_flops == counter.get_total_flops()
+    assert report.dense_flops == counter.get_total_flops() + NOT_SEEN.get(name, 0)

@@ -48,11 +48,12 @@ class WeightOperands(TorchFunctionMode):
         if func is F.embedding:
             self.tables.add(id(kwargs["weight"] if "weight" in kwargs else args[1]))
         for weight in weights_of(func, args, kwargs):
-            self.layers |= {id(root): root for root in roots(weight, func not in PRODUCTS)}
+            sizes = None if func is torch.bmm else {weight.numel()}  # a bank is stacked, or chosen from
+            self.layers |= {id(root): root for root in roots(weight, func not in PRODUCTS, sizes)}
         return func(*args, **kwargs)
 
 
-PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.einsum)
+PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.einsum, torch.addmm)
 RECURRENT = (torch.gru, torch.lstm, torch.gru_cell)
 
 
@@ -64,18 +65,18 @@ def weights_of(func, args, kwargs):
         return [args[5], args[11]]
     if func in RECURRENT:
         return list(zoo.tensors(args[2:]))
-    return list(zoo.tensors(args)) if func in PRODUCTS else []
+    return list(zoo.tensors(args)) if func in PRODUCTS or func is torch.bmm else []
 
 
-def roots(weight, computed):
-    """The parameter that a weight is, is a view of, or (where asked) is computed from, by its size."""
+def roots(weight, computed, sizes):
+    """The parameter that a weight is, is a view of, or (where asked) is computed from, by its size (or of any)."""
     if isinstance(weight, nn.Parameter) or isinstance(weight._base, nn.Parameter):
         found = {weight if isinstance(weight, nn.Parameter) else weight._base}
     else:
-        found, open_functions = set(), [weight.grad_fn] if computed else []
+        found, open_functions = set(), [weight.grad_fn] if computed and weight.grad_fn is not None else []
         while open_functions:
             function = open_functions.pop()
-            if hasattr(function, "variable") and function.variable.numel() == weight.numel():
+            if hasattr(function, "variable") and (sizes is None or function.variable.numel() in sizes):
                 found.add(function.variable)
             open_functions += [before for before, _ in getattr(function, "next_functions", ()) if before is not None]
     return {parameter for parameter in found if parameter.ndim > 1}
