@@ -27,6 +27,7 @@ from fxsparse.core.records import TensorSpec, record_of
 from fxsparse.core.weight_operands import WeightOperand, einsum_share, input_dependent, shape_of, weight_operands
 from fxsparse.core.weight_origin import Origin, origins_of, parameters_behind
 
+from .count_parts import active_in_part
 from .open_node import Opened, open_call
 
 Shape = tuple[int, ...]
@@ -164,7 +165,7 @@ class _Counter:
                 unknown=(),
                 detail="" if origin.keeps_zeros else f"zeros of {origin.name} are none after {origin.computed}",
             )
-            costs.append(replace(part, active=part.active_among(self.active)))
+            costs.append(replace(part, active=self._active(item, part)))
             left = replace(
                 left,
                 macs=left.macs - part.macs,
@@ -185,6 +186,14 @@ class _Counter:
             weight_gradient=first.weight_gradient + left.weight_gradient,
         )
         return costs
+
+    def _active(self, item: WeightOperand, part: NodeCost) -> int:
+        """Active elements of a weight: of a part, by the mask where that is at hand."""
+        if part.weight in self.active and part.elements < part.size == self.root.get_parameter(part.weight).numel():
+            exact = active_in_part(self.root, item.node, self.active[part.weight])
+            if exact is not None and part.elements == prod(part.weight_shape or ()):
+                return exact
+        return part.active_among(self.active)
 
     def _origins(self, item: WeightOperand) -> list[Origin]:
         origins = origins_of(self.root, item.node)

@@ -315,6 +315,20 @@ def test_attention_to_something_else_costs_each_part_of_the_packed_weight_by_its
     assert report.macs == 3 * parts[64].active + 7 * parts[128].active + 3 * counts["layer.out_proj.weight"] + products
 
 
+@pytest.mark.parametrize(
+    "take", [lambda w: w[1:3], lambda w: w.t().chunk(3, 1)[2].t(), lambda w: w[:, None].select(1, 0)[4:]]
+)
+def test_a_part_costs_what_is_active_in_it(take):
+    """Not its share of the whole: half of the rows may be empty."""
+    model = net(lambda s, x: F.linear(x, take(s.w)), w=r(6, 8))
+    sparse = fxsparse.sparsify(model, X, sparsity=0.5)
+    mask = sparse.masks["w"]
+    mask.copy_(torch.arange(6)[:, None] < 3)
+    assert sparse.flops().macs == 4 * int(take(mask).sum())
+    mask[1, :5] = False
+    assert sparse.flops().macs == 4 * int(take(mask).sum())
+
+
 def test_zeros_count_where_they_stay_zero():
     image = torch.randn(1, 3, 6, 6)
     counts, report = costs(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), image)
