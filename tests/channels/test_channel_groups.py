@@ -55,7 +55,9 @@ def test_the_heads_of_attention_modules_are_atoms(options, need_weights):
             return self.head(self.attention(x, x, x, need_weights=need_weights)[0])
 
     x = torch.randn(2, 7, 16)
-    atom = fxsparse.channel_groups(Attention(), x).group_of("attention.in_proj_weight").atoms[1]
+    group = fxsparse.channel_groups(Attention(), x).group_of("attention.in_proj_weight")
+    atom = group.atoms[1]
+    assert group.status == "exact"
     assert atom.of("producer")[0].indices == (4, 5, 6, 7, 16, 17, 18, 19, 28, 29, 30, 31)
     assert {item.tensor: item.indices for item in atom.of("consumer")} == {"attention.out_proj.weight": (4, 5, 6, 7)}
     assert fxsparse.channel_groups(Attention(), x).group_of("stem.weight").status == "exact"
