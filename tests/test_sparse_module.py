@@ -364,6 +364,20 @@ def test_the_report_lists_every_site_and_everything_without_a_mask():
     assert "a graph for each mode" in sparse_zoo("mode_switch")[1].report()
 
 
+def test_the_report_suggests_to_leave_depthwise_convolutions_dense():
+    model, x = ZOO["depthwise_separable"].make(), ZOO["depthwise_separable"].example()
+    hint = "note: 1 depthwise weights are sparse; exclude=('depthwise', 'first') keeps them dense"
+    assert hint in fxsparse.sparsify(model, x, distribution={"*": 0.5}).report()
+    assert "depthwise weights" not in fxsparse.sparsify(model, x, sparsity=0.5, exclude=("depthwise", "first")).report()
+    assert "depthwise weights" not in sparse_zoo("called_twice")[1].report()
+
+
+def test_the_report_says_how_a_weight_is_computed():
+    text = sparse_zoo("weight_standardization")[1].report()
+    assert "conv2d (computed by truediv, where zeros do not stay)" in text
+    assert "note: conv2d: zeros of conv.weight are none after truediv" in text
+
+
 def test_notes_are_warned_and_reported():
     model = types.SimpleNamespace(make=ZOO["attribute_cache"].make)
     with pytest.warns(fxsparse.FxSparseWarning, match="forward changes features"):
