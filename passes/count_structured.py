@@ -31,7 +31,7 @@ def count_structured(labelled: LabelledModel, mode: str, gone: Tensor, *, traini
     nodes = {node.name: node for node in graph.nodes}
     costs = count_flops(labelled.captured.model, graph, {}, training=training)
     labels = {name: _as_labels(labelled, value) for name, value in labelled.nodes[mode].items()}
-    return [_left(labelled, labels, nodes[cost.node], cost, gone) for cost in costs]
+    return [_left(labelled, labels, nodes[cost.call or cost.node], cost, gone) for cost in costs]
 
 
 def _as_labels(labelled: LabelledModel, value: Any) -> Any:
@@ -51,7 +51,9 @@ def _left(labelled: LabelledModel, labels: dict[str, Any], node: fx.Node, cost: 
     if cost.weight is not None and cost.weight_shape is not None:
         weight_shape = _weight_left(labelled, cost.weight, cost.weight_shape, gone)
         elements = prod(weight_shape)
-        changes = {"weight_shape": weight_shape, "elements": elements, "active": elements}
+        own = tuple(labelled.captured.model.get_parameter(cost.weight).shape)
+        size = prod(_weight_left(labelled, cost.weight, own, gone))
+        changes = {"weight_shape": weight_shape, "elements": elements, "active": elements, "size": size}
         share = Fraction(elements, cost.elements)
         if node.op == "call_function" and node.target in WEIGHTED and None not in (input_shape, output_shape):
             reuse = WEIGHTED[node.target].reuse
