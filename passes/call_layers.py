@@ -58,6 +58,8 @@ def call_layers(root: nn.Module, graph: fx.Graph) -> fx.Graph:
             _call_layer(root, node)
         elif node.target is check_decision:
             _assert_decision(node)
+        elif node.target is float and isinstance(record_of(node.args[0]).spec, (int, float)):
+            node.target, node.args = operator.mul, (node.args[0], 1.0)  # fx does not trace `float`
         elif node.target is check_argument:
             _assert_argument(node)
         elif operation_name(node) in IN_PLACE_OPERATORS:
