@@ -20,7 +20,7 @@ NEEDS_FXSPARSE = {
 } | {
     "dict_io", "tuple_io", "list_io", "namedtuple_io", "dataclass_io", "positional_variadic", "keyword_variadic",
     "length_loop", "half_size", "factories", "running_counter", "unrolled_gru", "own_attention",
-    "assigned_buffer", "attention", "cell_loop", "module_gru", "module_lstm", "vmapped",
+    "assigned_buffer", "cell_loop", "module_gru", "module_lstm", "vmapped",
 }  # fmt: skip
 """Networks of the zoo with a graph for each mode (first), or with a graph that fx cannot save or load as it is."""
 
