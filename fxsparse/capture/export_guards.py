@@ -22,8 +22,11 @@ Refusal = Callable[[str], CaptureError]
 """Makes the error of a reason."""
 
 
+_HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook)
+
+
 class OutsideGradientsRefused(TorchFunctionMode):
-    """Refuses tensors that have a gradient and are not the model's: export would freeze a copy without one."""
+    """Refuses hooks on tensors, and tensors with a gradient that are not the model's, of which export takes a copy."""
 
     def __init__(self, own: Iterable[Tensor], refused: Refusal) -> None:
         super().__init__()
@@ -38,6 +41,8 @@ class OutsideGradientsRefused(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func in _HOOKS:
+            raise self.refused("a hook is registered on a tensor, which a graph cannot hold")
         for leaf in pytree.tree_leaves((args, kwargs)):
             if type(leaf) in (Tensor, nn.Parameter) and id(leaf) not in self.own and leaf.requires_grad:
                 raise self.refused("a tensor that is not in the model takes part, and it has a gradient")

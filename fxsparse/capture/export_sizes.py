@@ -152,7 +152,7 @@ def _text(condition: Any) -> str:
 
 def _place(guard: Any) -> str:
     """`file:line: source` of the decision, where it is in the user's code; else what torch knows of it."""
-    location = getattr(guard, "sloc", None)
+    location: Any = getattr(guard, "sloc", None)
     frame = getattr(location, "framework_loc", None)
     if getattr(location, "maybe_user_loc", None):
         return os.path.basename(str(location.maybe_user_loc))

@@ -7,6 +7,7 @@ functions of `torch` (`export_translation.py`), conditions on sizes as nodes (`e
 inlined, and one mode is captured at a time.
 """
 
+import functools
 import inspect
 import traceback
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
@@ -23,7 +25,8 @@ from .concrete_tracer import bound_example
 from .export_guards import OutsideGradientsRefused, quiet_export
 from .export_rebuild import ExportRebuilder
 from .export_sizes import every_size_dynamic
-from .guards import modes_read, module_state_kept, randomness_unchanged
+from .guards import changed_attributes, modes_read, module_state_kept, randomness_unchanged, snapshot
+from .leftovers import fake_leftovers_removed
 from .user_code import user_line
 
 
@@ -54,6 +57,10 @@ class Exported:
         for leaf in pytree.tree_leaves(dict(example.arguments)):
             if is_object(leaf):
                 raise self._refused(f"an argument is a {type(leaf).__name__}, which torch.export does not take apart")
+        with fake_leftovers_removed(self.notes):
+            return self._captured(example)
+
+    def _captured(self, example: Any) -> fx.Graph:
         try:
             return self._rebuilt(self._program(example, dynamic=True), example)
         except CaptureError:
@@ -81,6 +88,7 @@ class Exported:
             OutsideGradientsRefused([*self.model.parameters(), *self.model.buffers()], self._refused) as outside,
         ):
             given = _aliased(example, outside)
+            self._watch_forward()
             program = torch.export.export(
                 self.model,
                 given.args,
@@ -92,11 +100,37 @@ class Exported:
             raise self._refused(
                 f"forward adds or replaces parameters or submodules of {changed['modules'][0] or 'the model'}"
             )
-        self.changed = changed["attributes"]
         return program
 
+    def _watch_forward(self) -> None:
+        """Notes which attributes forward changes: export puts them back, and says nothing of numbers."""
+        forward = self.model.forward
+
+        @functools.wraps(forward)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            before = snapshot(self.model)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.changed = changed_attributes(before)
+
+        self.model.forward = watched
+
     def _rebuilt(self, program: torch.export.ExportedProgram, example: Any) -> fx.Graph:
-        return ExportRebuilder(self.model, program, self._refused).graph_of(example)
+        try:
+            return ExportRebuilder(self.model, program, self._refused).graph_of(example)
+        finally:
+            _let_go(program)
+
+
+def _let_go(program: torch.export.ExportedProgram) -> None:
+    """Takes the fake tensors out of a program, which torch keeps: they would look like leftovers of forward."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+            mode = getattr(node.meta.get("val"), "fake_mode", None)
+            if mode is not None and mode.shape_env is not None:
+                mode.shape_env.tracked_fakes = []
+            node.meta.clear()
 
 
 def _aliased(example: Any, outside: OutsideGradientsRefused) -> Any:
@@ -121,6 +155,6 @@ def _one_line(error: Exception) -> str:
     reason = lines[0] if lines else ""
     if not reason or isinstance(error, (AssertionError, KeyError)):
         reason = f"{type(error).__name__} {reason}".strip()
-    if isinstance(error, GuardOnDataDependentSymNode):
+    if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)):
         reason = "the result depends on the data of a tensor, so the graph would only be right for the example"
     return f"{place[0]}: `{place[1]}`: {reason}" if place else reason

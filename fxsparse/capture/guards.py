@@ -192,6 +192,30 @@ def _is_unchanged(value: Any, contents: Any, now: Any) -> bool:
     return not isinstance(now, set) or set(map(id, now)) == set(map(id, contents))
 
 
+Snapshot = list[tuple[str, nn.Module, dict[str, tuple[Any, Any]]]]
+"""Name, module, and its attributes with their contents, of every module."""
+
+
+def snapshot(root: nn.Module) -> Snapshot:
+    """What `changed_attributes` and `module_state_kept` compare with."""
+    return [
+        (name, module, {key: (value, _contents(value)) for key, value in module.__dict__.items()})
+        for name, module in root.named_modules()
+    ]
+
+
+def changed_attributes(before: Snapshot) -> list[str]:
+    """Names of attributes that have changed since, and of new buffers; not of parameters, submodules and buffers."""
+    changed = []
+    for name, module, saved in before:
+        prefix = f"{name}." if name else ""
+        for key in sorted((saved.keys() | module.__dict__.keys()) - _MODULE_STATE):
+            if not _is_unchanged(*saved.get(key, (_MISSING, _MISSING)), module.__dict__.get(key, _MISSING)):
+                changed.append(prefix + key)
+        changed.extend(prefix + key for key in module._buffers if key not in saved["_buffers"][1])
+    return changed
+
+
 @contextmanager
 def module_state_kept(
     root: nn.Module, is_same_buffer: Callable[[Tensor, Any], bool] = operator.is_
@@ -205,22 +229,16 @@ def module_state_kept(
         A dict that is filled on leaving: `"buffers"` names buffers that were assigned anew, `"modules"` modules
         that got or lost parameters or submodules, `"attributes"` other attributes (counters, caches) that changed.
     """
-    before = [
-        (name, module, {key: (value, _contents(value)) for key, value in module.__dict__.items()})
-        for name, module in root.named_modules()
-    ]
+    before = snapshot(root)
     changed: dict[str, list[str]] = {"buffers": [], "modules": [], "attributes": []}
     try:
         yield changed
     finally:
+        changed["attributes"].extend(changed_attributes(before))
         for name, module, saved in before:
             prefix = f"{name}." if name else ""
-            for key in sorted((saved.keys() | module.__dict__.keys()) - _MODULE_STATE):
-                if not _is_unchanged(*saved.get(key, (_MISSING, _MISSING)), module.__dict__.get(key, _MISSING)):
-                    changed["attributes"].append(prefix + key)
             if not all(_is_unchanged(*saved[key], module.__dict__[key]) for key in ("_parameters", "_modules")):
                 changed["modules"].append(name)
-            changed["attributes"].extend(prefix + key for key in module._buffers if key not in saved["_buffers"][1])
             for key, buffer in saved["_buffers"][1].items():
                 if not is_same_buffer(buffer, module._buffers.get(key)):
                     changed["buffers"].append(prefix + key)

@@ -304,3 +304,44 @@ def test_a_node_that_fails_for_other_sizes_is_named():
     sparse = sparsify(model, ROWS, capture="concrete")
     with pytest.raises(BakedSizeError, match=r"node add fails for \(3, 8\) .*captured for \(4, 8\) .*baked in"):
         sparse(ROWS[:3])
+
+
+# -- what forward does besides -----------------------------------------------------------------------------
+
+PUT_AWAY = []
+
+
+def test_what_forward_changes_is_noted_and_nothing_fake_is_left():
+    def forward(self, x):
+        self.calls += 1
+        PUT_AWAY.append(self.fc(x))
+        return self.head(PUT_AWAY[-1])
+
+    model = net(forward, lambda self: setattr(self, "calls", 0))
+    PUT_AWAY.clear()
+    captured = trace(model, ROWS, "export")
+    assert not PUT_AWAY and model.calls == 0 and captured.model.calls == 0
+    assert captured.notes == [
+        "forward changes calls; the graph leaves them as they are",
+        "forward puts tensors away outside the model; the graph does not",
+    ]
+
+
+def test_a_counter_that_is_part_of_the_result_is_noticed():
+    def forward(self, x):
+        self.calls += 1
+        return self.head(self.fc(x)) * self.calls
+
+    with pytest.raises(fxsparse.VerificationError, match="called again"):
+        fxsparse.sparsify(net(forward, lambda self: setattr(self, "calls", 0)), ROWS, capture="export")
+
+
+def test_a_hook_on_a_tensor_is_refused():
+    def forward(self, x):
+        x = self.fc(x)
+        if x.requires_grad:
+            x.register_hook(lambda gradient: gradient * 3)
+        return self.head(x)
+
+    with pytest.raises(fxsparse.CaptureError, match="a hook is registered on a tensor"):
+        fxsparse.sparsify(net(forward), ROWS, capture="export")

@@ -13,7 +13,8 @@ import fxsparse
 import fxsparse.models as models
 from fxsparse.models.channel_nets import CHANNEL_NETS, example_of
 
-OUT_OF_REACH = {"image tokens": 0.2, "nn.MultiheadAttention": 0.2, "weight norm": 0.2}  # of the others 0.3 of the weights go
+SPARSITY = 0.3
+OUT_OF_REACH = {"image tokens": 0.2, "nn.MultiheadAttention": 0.2, "weight norm": 0.2}
 STEPS = 13
 NETWORKS = {"lenet5": {}, "small_resnet": {}, "wide_resnet22_2": {"width": 1}, "mobilenet_v1": {"width": 0.125}}
 
@@ -25,7 +26,7 @@ def made(name, compact, method="rigl-struct", optimizer="sgd", dtype=torch.float
     else:
         given = {"size": 64} if name == "mobilenet_v1" else {}
         model, x = models.build(name, num_classes=10, **NETWORKS[name]), models.example_input(name, 4, **given)
-    goal = {"sparsity": OUT_OF_REACH.get(name, 0.3), "distribution": "er"}
+    goal = {"sparsity": OUT_OF_REACH.get(name, SPARSITY), "distribution": "er"}
     goal |= {"update_interval": 3, "drop_fraction": 0.9, "decay": "constant", "granularity": "channel"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
