@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .concrete_proxy import ConcreteProxy
@@ -34,15 +35,17 @@ def remove_leftovers(handed_out: Sequence[weakref.ref], kind: type = ConcretePro
             if type(thing) is functools._lru_cache_wrapper and _holds(thing, kind):
                 thing.cache_clear()
     left = _alive(handed_out)
-    for container in gc.get_referrers(*left) if left else ():
-        if type(container) is list and container is not left:
+    containers = [thing for thing in gc.get_referrers(*left) if isinstance(thing, (list, dict, set))] if left else []
+    containers = [container for container in containers if container is not left and not _is_of_a_node(container)]
+    for container in containers:
+        if type(container) is list:
             container[:] = [item for item in container if type(item) is not kind]
         elif isinstance(container, dict) and not _is_namespace(container):
             for key in [key for key, item in container.items() if type(item) is kind]:
                 dict.__delitem__(container, key)  # a subclass may forbid its own
         elif type(container) is set:
             container.difference_update([item for item in container if type(item) is kind])
-    return bool(left)
+    return bool(left) if kind is ConcreteProxy else bool(containers)  # torch itself keeps a fake tensor at times
 
 
 @contextmanager
@@ -60,6 +63,11 @@ def fake_leftovers_removed(notes: list[str]) -> Iterator[None]:
         left = [weakref.ref(t) for t in gc.get_objects() if type(t) is FakeTensor and id(t) not in before]
         if remove_leftovers(left, FakeTensor):
             notes.append("forward puts tensors away outside the model; the graph does not")
+
+
+def _is_of_a_node(container: Any) -> bool:
+    """Whether something is the meta of a graph's node, of which torch keeps some."""
+    return isinstance(container, dict) and any(type(owner) is fx.Node for owner in gc.get_referrers(container))
 
 
 def _is_namespace(container: dict) -> bool:
