@@ -254,6 +254,7 @@ OTHER: dict[str, Rule] = {
     "col2im": _priced("reduction", 1, read=True),
     "addcmul": _priced("elementwise", 2),
     "addcdiv": _priced("elementwise", 2),
+    "mse_loss": _priced("reduction", 3, read=True),  # difference, square, sum
 }
 
 FREE = frozenset(
