@@ -21,20 +21,23 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, FunctionType)
 class MakeObject:
     """The target of a node: an object of `cls` whose attributes are the node's keyword arguments and `constants`.
 
+    `names` are those of all, in their order.
+
     `__init__` of the class is not called: it would be given arguments that nobody knows.
     """
 
     cls: type
     constants: tuple[tuple[str, Any], ...]
+    names: tuple[str, ...]
 
     @property
     def __name__(self) -> str:
         return f"make_{self.cls.__name__}"
 
-    def __call__(self, **attributes: Any) -> Any:
+    def __call__(self, /, **attributes: Any) -> Any:
         made: Any = object.__new__(self.cls)
-        made.__dict__.update(self.constants)
-        made.__dict__.update(attributes)
+        values = attributes | dict(self.constants)
+        made.__dict__.update({name: values[name] for name in self.names})
         return made
 
 
@@ -52,7 +55,7 @@ def take_apart(value: Any, create_arg: Callable[[Any], Any]) -> tuple[Callable, 
         if type(item) is not ConcreteProxy and isinstance(item, _PLAIN)  # to which a proxy of a number is one, too
     }
     rest = {name: create_arg(item) for name, item in vars(value).items() if name not in constants}
-    return MakeObject(type(value), tuple(constants.items())), (), rest
+    return MakeObject(type(value), tuple(constants.items()), tuple(vars(value))), (), rest
 
 
 def construction(value: dict, create_arg: Callable) -> tuple[Callable, tuple, dict]:

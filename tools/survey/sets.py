@@ -14,7 +14,8 @@ from . import transformers_set
 BATCH = 2
 
 TIMM_MODELS = Path(__file__).with_name("timm_models.txt")
-"""A line a family: the family, its smallest quick model, the side of the picture that it takes."""
+"""A line a family: the family, its smallest model, and the side of the picture; `img_size` where the model is built for
+a smaller one than its name says."""
 
 _SIZE_WORDS = frozenset(
     """tiny small base large huge giant gigantic nano pico femto atto zepto xtiny micro mini medium xlarge x s m l b t n
@@ -108,17 +109,17 @@ def _detection_example(name: str) -> tuple[list[Tensor], list[dict[str, Tensor]]
 # -- timm, transformers, the zoo ---------------------------------------------------------------------------
 
 
-def timm_table() -> dict[str, tuple[str, int]]:
-    """Family -> its model and the side of its pictures."""
+def timm_table() -> dict[str, tuple[str, int, dict[str, int]]]:
+    """Family -> its model, the side of its pictures, and the options to build it with."""
     rows = (line.split() for line in TIMM_MODELS.read_text().splitlines())
-    return {family: (name, int(side)) for family, name, side in rows}
+    return {family: (name, int(side), dict.fromkeys(options, int(side))) for family, name, side, *options in rows}
 
 
 def _timm(family: str) -> tuple[nn.Module, Any]:
     import timm
 
-    name, side = timm_table()[family]
-    model = timm.create_model(name, pretrained=False)
+    name, side, options = timm_table()[family]
+    model = timm.create_model(name, pretrained=False, **options)
     return model, torch.randn(BATCH, model.default_cfg["input_size"][0], side, side)
 
 
