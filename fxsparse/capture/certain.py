@@ -19,10 +19,10 @@ def certain_truth(node: fx.Node) -> bool | None:
         return None
     drawn, bound = (cast(Any, argument) for argument in node.args)
     compare: Any = node.target
-    if _is_number(drawn):
-        drawn, bound, compare = bound, drawn, _MIRRORED.get(compare)
     if not _is_number(bound) or not isinstance(drawn, fx.Node) or drawn.target is not _UNIFORM:
         return None
+    if "out" in drawn.kwargs or any(user.target not in _COMPARISONS for user in drawn.users):
+        return None  # it may have been changed in place since
     least, past = bound <= _LOWEST, bound >= _BELOW  # all draws are >= such a bound; all are < such a bound
     outcomes = {
         operator.lt: (False if least else True if past else None),
@@ -34,7 +34,7 @@ def certain_truth(node: fx.Node) -> bool | None:
 
 
 _UNIFORM = torch.rand
-_MIRRORED = {operator.lt: operator.gt, operator.gt: operator.lt, operator.le: operator.ge, operator.ge: operator.le}
+_COMPARISONS = (operator.lt, operator.ge, operator.le, operator.gt)
 
 
 def _is_number(value: Any) -> bool:

@@ -138,6 +138,26 @@ def test_a_model_that_is_opaque_as_a_whole(name, assert_same):
             assert_same(run(model, factor * example), run(sparse, factor * example))
 
 
+def test_the_mode_reaches_a_forward_that_is_one_call(assert_same):
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = nn.functional.dropout(self.fc(x), 0.5, self.training)
+            return x if x.sum() > 0 else -x
+
+    torch.manual_seed(0)
+    model, example = Branch(), torch.randn(4, 8)
+    sparse = sparsify(model, example)
+    sparse.copy_to(model)
+    for twin in (sparse, copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse))):
+        for training in (False, True, False):
+            model.train(training), twin.train(training)
+            assert_same(run(model, example), run(twin, example))
+
+
 @pytest.mark.parametrize("make", [lambda: (net(), X), lambda: (ZOO["data_loop"].make(), ZOO["data_loop"].example())])
 def test_copies_pickles_and_folded_modules_are_independent(make, assert_same):
     model, example = make()
@@ -209,6 +229,22 @@ def test_a_unit_whose_numbers_differ_is_opened_further(monkeypatch):
     plain = opaque_submodules.unit_graph
     monkeypatch.setattr(opaque_submodules, "unit_graph", wrong)
     assert list(trace(net(), X).units.graphs["eval"]) == ["head.bare", "head.unused", "head.mix.0"]
+
+
+def test_verification_compares_units_with_what_the_user_wrote(monkeypatch):
+    from fxsparse.capture import opaque_submodules
+
+    def wrong(graph, name):
+        made = plain(graph, name)
+        if name == "head.mix":
+            made.output_node().args = (made.find_nodes(op="placeholder")[0],)
+        return made
+
+    plain = opaque_submodules.unit_graph
+    monkeypatch.setattr(opaque_submodules, "unit_graph", wrong)
+    monkeypatch.setattr(opaque_submodules._Inside, "_differing", lambda *args: [])
+    with pytest.raises(fxsparse.VerificationError, match="computes something else than the model"):
+        sparsify(net())
 
 
 def test_hooks_inside_keep_firing():
