@@ -46,6 +46,18 @@ class Net(nn.Module):
         return self.classifier(self.head(self.stem(x).mean((2, 3))))
 
 
+class Branch(nn.Module):
+    """Reads its own mode, and branches on data."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.fc(x), 0.5, self.training)
+        return x if x.sum() > 0 else -x
+
+
 def net():
     torch.manual_seed(0)
     return Net()
@@ -139,15 +151,6 @@ def test_a_model_that_is_opaque_as_a_whole(name, assert_same):
 
 
 def test_the_mode_reaches_a_forward_that_is_one_call(assert_same):
-    class Branch(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(8, 8)
-
-        def forward(self, x):
-            x = nn.functional.dropout(self.fc(x), 0.5, self.training)
-            return x if x.sum() > 0 else -x
-
     torch.manual_seed(0)
     model, example = Branch(), torch.randn(4, 8)
     sparse = sparsify(model, example)
