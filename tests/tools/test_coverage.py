@@ -91,7 +91,7 @@ def sleeper(which, name):
     if name == "raises":
         raise ValueError("no such thing")
     if name == "eats":
-        kept = b"1" * (600 * 2**20)
+        kept = b"1" * (1500 * 2**20)
         time.sleep(60)
         return len(kept)
     if name == "sleeps":
@@ -128,17 +128,18 @@ def test_weights_are_counted_without_fxsparse(survey):
             self.attention = nn.MultiheadAttention(4, 2)
             self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
             self.free, self.bare = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(5, 4))
+            self.unused = nn.Linear(4, 4)
             self.scale = nn.Parameter(torch.ones(1, 4))
 
         def forward(self, tokens):
             x = self.normed(self.embedding(tokens)) * self.scale
+            x = self.attention(x, x, x)[0] + x
             return self.head(F.linear(x @ self.free.T, self.bare)[..., :4])
 
     found = measure.weight_names(Net(), torch.tensor([[1, 2]]))
     assert set(found) == {
         "attention.in_proj_weight",
         "attention.out_proj.weight",
-        "normed.parametrizations.weight.original0",
         "normed.parametrizations.weight.original1",
         "free",
         "bare",

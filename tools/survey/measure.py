@@ -92,11 +92,15 @@ class _Products(TorchFunctionMode):
         super().__init__()
         self.names = {_memory(p): n for n, p in model.named_parameters() if p.ndim > 1 and p.numel()}
         self.found: set[str] = set()
+        self.used: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
+        operands = pytree.tree_leaves((args, dict(kwargs or {})))
+        if name != "__get__":
+            memories = [_memory(operand) for operand in operands if isinstance(operand, Tensor)]
+            self.used.update(self.names[memory] for memory in memories if memory in self.names)
         if name in _PRODUCTS:
-            operands = pytree.tree_leaves((args, dict(kwargs or {})))
             if "conv" in name or name in ("linear", "bilinear"):  # a learned input is no weight
                 operands = operands[1:]
             for operand in operands:
@@ -114,8 +118,9 @@ def weight_names(model: nn.Module, example: Any) -> dict[str, int]:
     """Name -> number of elements of every convolution or linear weight, found without fxsparse.
 
     Those are parameters of two or more dimensions that a convolution, linear, attention or recurrent module holds
-    (parametrized ones too), and those that a run of the eager model uses as one. Left out are embedding tables,
-    also where an output layer shares them: they keep their weights by default.
+    (parametrized ones too, but not gains, which are longer than 1 in one dimension alone), and those that a run of
+    the eager model uses as one. Left out are embedding tables,
+    also where an output layer shares them, which keep their weights by default, and what no run uses at all.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     held = set()
@@ -123,13 +128,17 @@ def weight_names(model: nn.Module, example: Any) -> dict[str, int]:
         if isinstance(module, _HOLDERS):
             own = [*module.named_parameters(prefix, recurse=False)]
             own += [item for item in module.named_parameters(prefix) if ".parametrizations." in item[0]]
-            held |= {id(parameter) for _, parameter in own}
+            held |= {id(parameter) for _, parameter in own if sum(size > 1 for size in parameter.shape) > 1}
     mode = _Products(model)
     state = copy.deepcopy([*model.buffers()])
     training = model.training
     try:
         with torch.no_grad(), mode:
             _call(model.eval(), example)
+            try:
+                _call(model.train(), example)
+            except Exception:
+                mode.used.update(mode.names.values())
     finally:
         model.train(training)
         for buffer, before in zip(model.buffers(), state, strict=True):
@@ -137,7 +146,10 @@ def weight_names(model: nn.Module, example: Any) -> dict[str, int]:
     return {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and id(parameter) not in embeddings and (id(parameter) in held or name in mode.found)
+        if parameter.ndim > 1
+        and id(parameter) not in embeddings
+        and name in mode.used
+        and (id(parameter) in held or name in mode.found)
     }
 
 

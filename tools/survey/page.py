@@ -1,8 +1,10 @@
 """Writes the coverage page from the rows: totals against the goals, what falls short, one row a model."""
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -45,12 +47,12 @@ Written by `make coverage` (`python tools/coverage.py --write docs/coverage.md`)
 Every model goes through `fxsparse.sparsify(model, example, sparsity=0.5, distribution="uniform")` and is put beside
 the eager model whose weights are multiplied by the masks. *Weights* are the elements of the parameters with two or
 more dimensions that a convolution, linear, attention or recurrent module holds, and of those that enter a matrix
-product of the eager model, found without fxsparse; embedding tables, and output layers that share one, are not
-counted. *Differences* are the largest over all outputs (train: over gradients and buffers too, of one backward pass),
-relative to the largest magnitude of the tensor; 0 means that all bits are equal. *Seconds* are those of `sparsify`.
-torchvision's detectors get a list of two pictures of different sizes and their targets, the other networks two samples,
-small ones where they can be. Pictures of timm's and torchvision's networks have random content, and all weights are
-random: nothing is downloaded."""
+product of the eager model, found without fxsparse; embedding tables, output layers that share one, gains, and what
+neither mode uses are not counted. *Differences* are the largest over all outputs (train: over gradients and buffers
+too, of one backward pass), relative to the largest magnitude of the tensor; 0 means that all bits are equal.
+*Seconds* are those of `sparsify`. torchvision's detectors get a list of two pictures of different sizes and their
+targets, the other networks two samples, small ones where they can be. Pictures of timm's and torchvision's networks
+have random content, and all weights are random: nothing is downloaded."""
 
 
 def good(row: Mapping[str, Any]) -> bool:
@@ -107,7 +109,7 @@ def _shortfalls(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"{name}other state-dict keys or another order")
         if row["other_batch"] != "same":
             lines.append(f"{name}another batch size: {row['other_batch']}")
-    return "\n".join(["## What falls short", "", *(lines or ["Nothing."])])
+    return "\n".join(["## What falls short", "", *(map(_without_folders, lines) if lines else ["Nothing."])])
 
 
 def _table(which: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -128,6 +130,12 @@ def _table(which: str, rows: Sequence[Mapping[str, Any]]) -> str:
             }
         )
     return f"## {which}\n\n" + tabulate(table, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def _without_folders(text: str) -> str:
+    """Paths from the package or the repository on: where those lie differs from machine to machine."""
+    root = str(Path(__file__).parents[2])
+    return re.sub(r"/[^\s`]*/site-packages/", "", text).replace(f"{root}/", "")
 
 
 def _number(difference: float | None) -> str:
