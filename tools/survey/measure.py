@@ -49,6 +49,7 @@ def measure(which: str, name: str) -> dict[str, Any]:
         None where the model itself does not run that way.
     """
     began = time.perf_counter()
+    torch.set_num_threads(1)  # makes the pool anew after the fork, which autograd's threads must not do at once
     model, example = sets.build(which, name)
     row: dict[str, Any] = {"set": which, "model": name, "class": type(model).__name__}
     row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
