@@ -204,10 +204,12 @@ def _elementwise(run: _Constants, node: fx.Node, rule: ChannelRule) -> Tensor | 
         return None
     if name in ("to", "type", "type_as", "float", "double", "half", "bfloat16"):
         return args[0]
+    shape = torch.broadcast_shapes(*(item.shape for item in (*args, *kwargs.values()) if isinstance(item, Tensor)))
     with torch.no_grad():
         if node.op == "call_module":
             return _module(run, node)(args[0].clone())
-        first = args[0].clone() if isinstance(args[0], Tensor) else args[0]
+        # What is not known is a single NaN, which an operation in place could not widen.
+        first = args[0].expand(shape).clone() if isinstance(args[0], Tensor) else args[0]
         if node.op == "call_method":
             result = getattr(first, str(node.target))(*args[1:], **kwargs)
         else:

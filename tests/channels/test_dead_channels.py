@@ -69,6 +69,25 @@ def test_a_filter_without_input_is_folded_into_the_bias(activation, tools):
     same(sparse, small, tools)
 
 
+class AddedInPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+        self.last = nn.Conv2d(6, 4, 3)
+
+    def forward(self, x):
+        y = self.a(x)
+        y += self.b(x).relu()
+        return self.last(y)
+
+
+def test_a_constant_is_added_in_place_to_what_is_none(tools):
+    sparse = sparse_of(tools.randomised(AddedInPlace()), image(), b__weight=[0, 2], a__weight=[2, 3])
+    small = sparse.compact()
+    assert small.get_parameter("last.weight").shape[1] == 5  # channel 2 alone is constant in both
+    same(sparse, small, tools)
+
+
 def test_zeros_go_without_a_bias_and_through_padding(tools):
     model = tools.randomised(chain(padding=1, bias=False))
     with torch.no_grad():

@@ -42,6 +42,7 @@ def run(
     waiting = list(reversed(jobs))
     running: list[_Running] = []
     bar = tqdm(total=len(jobs), unit="model", smoothing=0.05)
+    shown = ""
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -54,7 +55,9 @@ def run(
                     bar.update()
                     if row["status"] != "captured":
                         bar.write(f"{row['set']} {row['model']}: {row['status']}: {row.get('reason', '')}"[:300])
-            bar.set_postfix_str(" ".join(process.job[1] for process in running))
+            present = " ".join(process.job[1] for process in running)
+            bar.set_postfix_str(present, refresh=present != shown)
+            shown = present
             time.sleep(0.02)
     finally:
         for process in running:
