@@ -30,7 +30,19 @@ def _vector_dot(args: tuple, kwargs: dict[str, Any], result: Tensor) -> int:
     return torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
 
 
+def _grouped_product(args: tuple, kwargs: dict[str, Any], result: Tensor) -> int:
+    """Rows, columns or inner dimensions of one factor go by groups to the matrices of the other: each is used once."""
+    left, right = (*args, *kwargs.values())[:2]
+    shared = left.shape[0] if left.ndim > right.ndim else 1  # columns of the right one are spread over the left ones
+    return left.numel() * right.shape[-1] // shared
+
+
 FUNCTIONS: dict[Callable, FunctionRule] = {
+    **{
+        getattr(place, name): _grouped_product
+        for place, name in ((torch, "_grouped_mm"), (torch.nn.functional, "grouped_mm"))
+        if hasattr(place, name)
+    },
     torch.linalg.vecdot: _vector_dot,
     torch.outer: _every_product,
     torch.ger: _every_product,

@@ -119,6 +119,7 @@ PRODUCTS: dict[str, tuple[tuple[int, str], tuple[int, str]]] = {
     "addmm": _ADDED_FACTORS,
     "addmv": ((1, "mat"), (2, "vec")),
     "grouped_mm": ((0, "mat_a"), (1, "mat_b")),
+    "_grouped_mm": ((0, "self"), (1, "mat2")),
     "baddbmm": ((1, "batch1"), (2, "batch2")),
 }
 """Matrix products by short name, as functions and methods: where the left and the right factor are. And `einsum`."""

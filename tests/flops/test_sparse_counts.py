@@ -185,3 +185,26 @@ def test_an_indexed_write_is_free_and_one_that_adds_is_named(accumulate):
     counted = fxsparse.count_flops(model, torch.randn(3, 4))
     assert counted.macs == 3 * 16
     assert any("index_put" in name for names in counted.unknown.values() for name in names) is accumulate
+
+
+class _Experts(torch.nn.Module):
+    def __init__(self, product):
+        super().__init__()
+        self.product = product
+        self.bank = torch.nn.Parameter(torch.randn(3, 8, 16))
+        self.register_buffer("ends", torch.tensor([2, 5, 6], dtype=torch.int32))
+
+    def forward(self, x):
+        return self.product(x, self.bank, offs=self.ends)
+
+
+@pytest.mark.parametrize("place", [(torch, "_grouped_mm"), (torch.nn.functional, "grouped_mm")])
+def test_rows_that_go_to_experts_are_multiplied_once(place):
+    product = getattr(*place, None)
+    if product is None:
+        pytest.skip("a function of newer versions of torch")
+    model, x = _Experts(product), torch.randn(6, 8)  # 2 + 3 + 1 rows of 8 numbers, 16 results each
+    report = fxsparse.count_flops(model, x)
+    assert report.macs == 6 * 8 * 16 and not report.unknown
+    sparse = fxsparse.sparsify(model, x, sparsity=0.5)
+    assert [site.name for site in sparse.sites] == ["bank"] and sparse.flops().macs == 3 * 8 * 16

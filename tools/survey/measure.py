@@ -112,7 +112,10 @@ class _Products(TorchFunctionMode):
 
 def _memory(tensor: Tensor) -> Any:
     with torch._C.DisableTorchFunction():
-        return tensor.untyped_storage().data_ptr()
+        try:
+            return tensor.untyped_storage().data_ptr()
+        except NotImplementedError:  # inside vmap
+            return None
 
 
 def weight_names(model: nn.Module, example: Any) -> dict[str, int]:
