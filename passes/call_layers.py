@@ -54,6 +54,9 @@ def call_layers(root: nn.Module, graph: fx.Graph) -> fx.Graph:
     for node in list(own.nodes):
         if node.op != "call_function":
             continue
+        if _is_number(node):
+            _replace_by_its_value(node)
+            continue
         if node.target in LAYERS:
             _call_layer(root, node)
         elif node.target is check_decision:
@@ -122,6 +125,18 @@ def _as_tuple(setting: Any, rank: int) -> Any:
     return (setting,) * rank if isinstance(setting, (int, str)) else tuple(setting)
 
 
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node computes a number from numbers; fx would do so itself when it loads a graph."""
+    return not node.all_input_nodes and isinstance(record_of(node).spec, (int, float))
+
+
+def _replace_by_its_value(node: fx.Node) -> None:
+    value = record_of(node).spec
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda item: value if item is node else item)
+    node.graph.erase_node(node)
+
+
 # -- checks -----------------------------------------------------------------------------------------------
 
 
@@ -134,6 +149,9 @@ def _assert_equal(node: fx.Node, value: Any, expected: Any, message: str) -> Non
 
 def _assert_decision(node: fx.Node) -> None:
     value, expected, place = node.args
+    if not isinstance(value, fx.Node) and value == expected:
+        node.graph.erase_node(node)
+        return
     message = f"{place}: this decides what is in the graph"
     if not isinstance(value, fx.Node) or value.target is not len:
         _assert_equal(node, value, expected, message)
