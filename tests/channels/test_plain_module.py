@@ -16,7 +16,7 @@ from fxsparse.models.zoo import ZOO
 
 NEEDS_FXSPARSE = {
     "auxiliary_head", "mode_switch", "functional_dropout", "stochastic_depth", "random_noise", "frozen_batch_norm",
-    "augmented_counter", "running_mean",
+    "augmented_counter", "running_mean", "decoder_layer",
 } | {
     "dict_io", "tuple_io", "list_io", "namedtuple_io", "dataclass_io", "positional_variadic", "keyword_variadic",
     "length_loop", "half_size", "factories", "running_counter", "unrolled_gru", "own_attention",
