@@ -199,7 +199,7 @@ def test_random_networks_without_norm_coupled_channels(program, tools):
 
 
 @pytest.mark.slow
-@settings(max_examples=300, **_SETTINGS)
+@settings(max_examples=60, **_SETTINGS)
 @given(program=st.one_of(programs, st.lists(st.tuples(st.sampled_from(NORMED), st.integers(0, 7), st.integers(0, 7)))))
 def test_more_random_networks_without_norm_coupled_channels(program, tools):
     check_coupled(program, tools)
