@@ -1,5 +1,6 @@
 """Every family of torchvision and the networks of `models/`: groups as counted by hand, shrunk equal to masked."""
 
+import copy
 from fractions import Fraction
 
 import pytest
@@ -105,7 +106,10 @@ def check(model, x, tools):
             )
     unread = tools.masked(model, atoms, roles=("consumer",))
     other = tools.perturbed(unread, atoms)
-    assert all(map(torch.equal, tools.outputs(unread, x), tools.outputs(other, x)))
+    for training in (False, True):
+        assert all(map(torch.equal, tools.outputs(unread, x, training), tools.outputs(other, x, training)))
+    single = (tools.outputs(copy.deepcopy(module).float(), x.float()) for module in (reference, small))
+    tools.assert_close(*single, 1e-5)
     return atoms, small
 
 
