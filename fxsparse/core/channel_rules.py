@@ -10,7 +10,8 @@ and what has to be rewritten when channels go (`passes/rewrite_channels.py`):
 | movement | executed on the labels | sizes, sections and ranges among the arguments |
 | weighted, embedding | consumed and minted along the dimensions of the weight | `groups` |
 | per_channel_norm, prelu | parameters join the channels of dimension 1 | nothing |
-| group_norm, layer_norm, reduction, across_channels | mixed along dimensions: norm-coupled | (never cut along those) |
+| group_norm, layer_norm | mixed along dimensions: norm-coupled | zeros in their place (`passes/rewrite_norms.py`) |
+| reduction, across_channels | mixed along dimensions: norm-coupled | (never cut along those) |
 | glu | the two halves are united | nothing |
 | contraction, attention | united per batch index (a head) | nothing |
 | made | a new tensor that is never cut | nothing |

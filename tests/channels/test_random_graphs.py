@@ -199,7 +199,7 @@ def test_random_networks_without_norm_coupled_channels(program, tools):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, **_SETTINGS)
+@settings(max_examples=200, **_SETTINGS)
 @given(program=st.one_of(programs, st.lists(st.tuples(st.sampled_from(NORMED), st.integers(0, 7), st.integers(0, 7)))))
 def test_more_random_networks_without_norm_coupled_channels(program, tools):
     check_coupled(program, tools)
@@ -230,3 +230,13 @@ def check_coupled(program, tools):
 def test_every_operation_alone(name, tools):
     small = check([(name, 0, 0), ("conv", 1, 1), (name, 2, 1)], 0.5, 0, tools)
     assert not small.notes
+
+
+BEFORE = ("shifted", "relu", "add", "cat", "batch norm", "gate")  # quick ones; what adds a number is refused
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in BEFORE else pytest.mark.slow) for name in OPERATIONS]
+)
+def test_every_operation_before_a_norm(name, tools):
+    check_coupled([(name, 0, 0), ("layer norm", 1, 0), ("group norm", 1, 0)], tools)
