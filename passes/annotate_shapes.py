@@ -5,6 +5,7 @@ from typing import Any
 from torch import fx
 
 from fxsparse.capture.fake_interpreter import FakeInterpreter
+from fxsparse.core.graphs import attribute
 from fxsparse.core.records import Captured, specs_of, update_record
 
 
@@ -30,6 +31,9 @@ def annotate_shapes(captured: Captured) -> None:
             example = captured.units.example_of(mode, name)
             if example is not None:
                 _ShapeWriter(captured.model, graph).run_example(example)
+                continue
+            for node in graph.find_nodes(op="get_attr"):  # the example does not reach it; its weights have shapes
+                update_record(node, spec=specs_of(attribute(captured.model, str(node.target))))
     finally:
         for module, training in modes.items():
             module.training = training

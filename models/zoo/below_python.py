@@ -50,7 +50,7 @@ class Vmapped(nn.Module):
 
 
 CASES = {
-    "no_grad_region": ZooCase(NoGradRegion, normal(4, 8), sites=1),
+    "no_grad_region": ZooCase(NoGradRegion, normal(4, 8), sites=2),
     "assigned_buffer": ZooCase(AssignedBuffer, normal(4, 8), sites=1),
     "vmapped": ZooCase(Vmapped, normal(4, 8), sites=2),
 }
