@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .captured_module import CapturedModule
 from .channels import CompactModule, compact
 from .channels.analysis import captured_for_channels
+from .channels.channel_plan import channels_in
 from .core.channel_allocation import extents_of, kept_elements
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
 from .core.errors import RuntimeStateError, SelectionError
@@ -164,11 +165,12 @@ class SparseModule(CapturedModule):
     @torch.no_grad()
     def apply_masks_(self) -> None:
         """Sets every inactive weight to exactly 0 in storage; of inactive channels, biases and norms too."""
-        for site in self.sites:
-            self.get_parameter(site.name).masked_fill_(~self.get_buffer(site.mask_name), 0)
-        if self.channels is not None and not any(mask.is_meta for mask in self.masks.values()):
-            for channels, alive in zip(self.channel_sites, self.active_channels.values(), strict=True):
-                clear_carriers(self, channels, ~alive)
+        with self._at_full_size():
+            for site in self.sites:
+                self.get_parameter(site.name).masked_fill_(~self.get_buffer(site.mask_name), 0)
+            if self.channels is not None and not any(mask.is_meta for mask in self.masks.values()):
+                for channels, alive in zip(self.channel_sites, self.active_channels.values(), strict=True):
+                    clear_carriers(self, channels, ~alive)
         if self._rewirer is not None:
             self._rewirer.weights_loaded()
 
@@ -184,6 +186,10 @@ class SparseModule(CapturedModule):
             mask = state_dict.get(site.mask_name)
             if mask is not None and mask.dtype != torch.bool:
                 raise RuntimeStateError(f"{site.mask_name} is {mask.dtype} in this state_dict; a mask is bool")
+        if self.channels is not None and all(site.mask_name in state_dict for site in self.sites):
+            given = {site.name: state_dict[site.mask_name] for site in self.sites}
+            if all(given[site.name].shape == site.shape for site in self.sites):
+                channels_in(self.channels, self.sites, given)
         with self._at_full_size():
             result = super().load_state_dict(state_dict, strict, assign)
             self.apply_masks_()

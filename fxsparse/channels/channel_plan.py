@@ -51,6 +51,8 @@ def plan_channels(
         SelectionError: no channel can be dropped, or a name that makes no channels.
         AllocationError: the budget is out of reach.
     """
+    if flops and not 0.0 < density <= 1.0:
+        raise AllocationError(f"flops: {density!r} is outside (0, 1]; 0.2 asks for a fifth of the dense FLOPs")
     refuse_opaque(captured, "drop channels of")
     labelled = label_channels(opened(captured))
     try_removal(labelled)

@@ -103,6 +103,7 @@ class ChannelState:
     def at_full_size(self) -> Iterator[None]:
         """At the full size and closed for a while."""
         small, was_open = self.is_small, self.is_open
+        gradients = {p: p.grad for p in self.module.parameters() if p.grad is not None} if small else {}
         self.full_size()
         self.close()
         try:
@@ -110,6 +111,9 @@ class ChannelState:
         finally:
             if small:
                 self.compact_size()
+                for parameter, gradient in gradients.items():
+                    if parameter.shape == gradient.shape:
+                        parameter.grad = gradient
             elif was_open:
                 self.open(self.step)
 
@@ -146,7 +150,9 @@ class ChannelState:
                 continue
             mask = self.mask(item.tensor)
             squares = (weight.float() * mask).square().sum()  # a half would overflow
-            deviation = (squares / mask.sum()).sqrt()
+            deviation = (squares / mask.sum().clamp(min=1)).sqrt()
+            inputs = max(weight[0].numel(), 1)
+            deviation = torch.where(deviation > 0, deviation, inputs**-0.5)  # of a weight with nothing active
             shape = [len(item.positions) if dim == item.dim else n for dim, n in enumerate(weight.shape)]
             generator = seeded_generator(self._seed, "fresh", self.step, item.tensor, item.dim)
             values = torch.randn(shape, generator=generator)[_at(item.dim, atoms[list(item.atoms)])]
@@ -166,7 +172,11 @@ class ChannelState:
                     buffer.index_fill_(item.dim, index.to(buffer.device), FRESH_STATISTICS[last])
             else:
                 active = item.positions_of(alive).to(parameter.device)
-                mean = parameter.index_select(item.dim, active).mean(item.dim, keepdim=True)
+                if len(active):
+                    mean = parameter.index_select(item.dim, active).mean(item.dim, keepdim=True)
+                else:
+                    first = parameter.narrow(item.dim, 0, 1)
+                    mean = torch.full_like(first, 1.0 if item.tensor.endswith("weight") else 0.0)
                 shape = [len(index) if dim == item.dim else n for dim, n in enumerate(parameter.shape)]
                 parameter.index_copy_(item.dim, index.to(parameter.device), mean.expand(shape).contiguous())
 

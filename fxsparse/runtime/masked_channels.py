@@ -91,4 +91,4 @@ class MaskedChannels:
             positions = torch.tensor(item.positions, device=self.device)
             total.index_add_(0, atoms, values.sum(others)[positions])
             count.index_add_(0, atoms, torch.full_like(atoms, elements, dtype=wide))
-        return (total / count).abs()
+        return (total / count.clamp(min=1)).abs()

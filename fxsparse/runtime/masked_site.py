@@ -5,6 +5,7 @@ move along. A site that stores its weights in another way (values only, groups o
 the same interface.
 """
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,8 @@ class MaskedModule(Protocol):
     def get_buffer(self, target: str) -> Tensor: ...
 
     def get_submodule(self, target: str) -> nn.Module: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class MaskedSite:

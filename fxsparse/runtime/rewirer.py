@@ -203,7 +203,7 @@ class Rewirer:
         self.initial_counts = dict(state["initial_counts"])
         self._telemetry.load_state_dict(state["ever_active"])
         self._walked = state["walked"]
-        self._set_gate()
+        self._set_gate(resize=False)
 
     # -- the hooks ----------------------------------------------------------------------------------------
 
@@ -374,14 +374,17 @@ class Rewirer:
             for site in self._weights:
                 site.apply_mask_()
 
-    def _set_gate(self) -> None:
+    def _set_gate(self, resize: bool = True) -> None:
+        """Opens or closes the gate for the next step; without `resize` the module has its full size in it."""
         need = self.method.dense_gradient
         on_update = need is Need.UPDATES and self.is_update_step()
         magnitude = on_update and self.semantics.gradient == "magnitude" and not self._weights_first
         gate = "magnitude" if magnitude else need is Need.ALWAYS or on_update
         if self._channels is not None:
-            if not self.is_update_step():
+            if not self.is_update_step() and resize:
                 self._channels.compact_size()
+            elif not self.is_update_step():
+                self._channels.full_size()  # masks or the optimizer's state may still have to be loaded
             else:
                 self._channels.full_size()
                 if on_update:
