@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from fxsparse import CapturedModule, FxSparseError, InputError
@@ -162,3 +163,17 @@ def test_train_and_eval_return_the_module_and_reach_every_submodule():
             model.train(mode)
             flags = {key: part.training for key, part in model.named_modules()}
             assert {key: part.training for key, part in module.named_modules()} == flags
+
+
+def test_functions_that_pickle_does_not_find_are_saved_by_name():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return F.max_pool2d(self.conv(x), 2)
+
+    x = torch.randn(2, 3, 8, 8)
+    module = CapturedModule(trace(Pooled(), x))
+    assert torch.equal(pickle.loads(pickle.dumps(module))(x), module(x))

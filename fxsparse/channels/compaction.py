@@ -101,9 +101,16 @@ def _labels_of(labelled: LabelledModel, atoms: Iterable[Atom]) -> Tensor:
 
 
 def _known(labelled: LabelledModel, remove: Iterable[Atom]) -> list[Atom]:
+    if not isinstance(remove, Iterable):
+        raise SelectionError(f"remove: a {type(remove).__name__}; give atoms of channel_groups, such as group.atoms")
     wanted = list(remove)
     if not wanted:
         return []
+    for atom in wanted:
+        if not isinstance(atom, Atom):
+            raise SelectionError(
+                f"remove: {atom!r:.60} is no atom; take atoms of channel_groups, such as group.with_status('exact')"
+            )
     own = {atom.id: atom for group in group_channels(labelled) for atom in group.atoms}
     for atom in wanted:
         if atom.id not in own or own[atom.id].slices != atom.slices:

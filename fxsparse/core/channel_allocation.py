@@ -132,8 +132,8 @@ def allocate_channels(
     if not least - slack <= budget <= most + slack:
         raise AllocationError(
             f"a density of {density:.4g} is out of reach by removing channels: between {least / whole:.4g} and "
-            f"{most / whole:.4g} is left, with one channel of every group that may shrink and with all; ask for something "
-            "in between, or keep fewer layers dense (uniform keeps the first)"
+            f"{most / whole:.4g} is left, with one channel of every group that may shrink and with all; ask for "
+            "something in between, or keep fewer layers dense (uniform keeps the first)"
         )
     low, high = 0.0, 1.0 / min(raw.values())
     for _ in range(100):

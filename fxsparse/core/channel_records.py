@@ -1,7 +1,9 @@
 """What the analysis of channels finds: plain records, keyed by qualified names of parameters and buffers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from .errors import ConfigError
 
 Status = Literal["exact", "norm-coupled", "pinned"]
 
@@ -65,6 +67,9 @@ class ChannelGroup:
         return self.producers[0]
 
     def with_status(self, status: Status) -> tuple[Atom, ...]:
+        """The atoms of a kind: `"exact"`, `"norm-coupled"` or `"pinned"`."""
+        if status not in get_args(Status):
+            raise ConfigError(f"status: {status!r} is not one of {', '.join(get_args(Status))}")
         return tuple(atom for atom in self.atoms if atom.status == status)
 
     @property

@@ -1,6 +1,8 @@
 """Small tools on `fx.Graph`: plain data from a graph and back, operands, parameters."""
 
+import importlib
 import operator
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,23 @@ class OperatorReference:
     name: str
 
 
+@dataclass(frozen=True)
+class FunctionReference:
+    """Stands for a function that pickle does not find by its qualified name, such as `F.max_pool2d`."""
+
+    module: str
+    name: str
+
+
+def _function_reference(target: Any) -> Any:
+    """A reference to a function that its module holds under its short name; anything else as it is."""
+    module, name = getattr(target, "__module__", None), getattr(target, "__name__", None)
+    if not callable(target) or "<locals>" not in getattr(target, "__qualname__", "") or not module or not name:
+        return target
+    found = getattr(sys.modules.get(module), name, None)
+    return FunctionReference(module, name) if found is target else target
+
+
 def pack_graph(graph: fx.Graph) -> list[tuple]:
     """A graph as plain data, `(op, name, target, args, kwargs, record)` a node; pickles and compares."""
 
@@ -38,6 +57,8 @@ def pack_graph(graph: fx.Graph) -> list[tuple]:
         target = node.target
         if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             target = OperatorReference(str(target))
+        elif node.op == "call_function":
+            target = _function_reference(target)
         rows.append((node.op, node.name, target, args, kwargs, node.meta.get(META_KEY)))
     return rows
 
@@ -53,6 +74,8 @@ def unpack_graph(rows: list[tuple]) -> fx.Graph:
     for op, name, target, args, kwargs, record in rows:
         if isinstance(target, OperatorReference):
             target = _operator(target.name)
+        elif isinstance(target, FunctionReference):
+            target = getattr(importlib.import_module(target.module), target.name)
         args, kwargs = fx.node.map_aggregate((args, kwargs), resolve)
         node = graph.create_node(op, target, tuple(args), dict(kwargs), name=name)
         if record is not None:

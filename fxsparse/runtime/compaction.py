@@ -115,8 +115,8 @@ class Compaction:
         for key, state in self._optimizer.state.get(parameter, {}).items():
             if isinstance(state, Tensor) and state.numel() > 1 and state.shape != shape:
                 raise RuntimeStateError(
-                    f"{key} of {name} in {type(self._optimizer).__name__} has shape {tuple(state.shape)}, not the "
-                    f"weight's {tuple(shape)}, so it cannot be cut; train without compact=True, or use another optimizer"
+                    f"{key} of {name} in {type(self._optimizer).__name__} has shape {tuple(state.shape)}, not "
+                    f"{tuple(shape)}, so it cannot be cut; train without compact=True, or use another optimizer"
                 )
         for key, state in self._optimizer.state.get(parameter, {}).items():
             if isinstance(state, Tensor) and state.shape == shape:

@@ -29,7 +29,8 @@ class Result:
     (realised by the steps that were made, and by the runs that masks, densities or weights were taken from;
     `training_flops_total` without the ratio); `macs` are multiply-accumulates of one example, an image or a
     sequence of characters; `changed_per_rewiring` is the mean number of connections that a rewiring grew;
-    `ever_active` is the share of all masked weights that were active at any time, `dead_units` the number of output
+    Where whole channels are dropped and grown, what is changed and was ever active are channels, of which
+    `active_channels` are left. `ever_active` is the share of all masked weights that were active at any time, `dead_units` the number of output
     units without an active weight; `width` is a narrowed network's.
     """
 
@@ -62,6 +63,7 @@ class Result:
     best_loss: float = math.nan  # of the same evaluation as `best_accuracy`
     ever_active: float = math.nan
     dead_units: int = 0
+    active_channels: int = 0
     width: float | None = None
     earlier: dict[str, float] = field(default_factory=dict)  # folder -> FLOPs of training, of the runs before it
 
@@ -143,7 +145,9 @@ def collect(experiment: Experiment, log: MetricLog, run_folder: str, seconds: fl
         versions=versions(),
         densities=dict(sparse.densities),
         training_flops_total=ledger.total(training),
-        ever_active=sum(row.explored * row.size for row in telemetry) / ledger.weights,
+        ever_active=sum(row.explored * row.size for row in telemetry)
+        / (sum(row.size for row in telemetry) if sparse.channel_sites else ledger.weights),
+        active_channels=sum(row.active for row in telemetry) if sparse.channel_sites else 0,
         dead_units=sum(row.dead_outputs for row in telemetry),
         width=experiment.full.width if experiment.full else None,
         earlier=experiment.inheritance.cost,
@@ -221,7 +225,8 @@ def before(experiment: Experiment) -> str:
 
 def after(result: Result) -> str:
     """The final table of one run."""
-    share = result.changed_per_rewiring / (result.active_weights or 1)
+    kind = "channels" if result.active_channels else "weights"
+    share = result.changed_per_rewiring / (result.active_channels or result.active_weights or 1)
     rows: list[tuple[str, Any]] = [
         (f"test {result.metric}", f"{result.score:.4f}"),
         (f"best on {result.watched_split}", f"{result.best_score:.4f} at step {result.best_step}"),
@@ -231,9 +236,9 @@ def after(result: Result) -> str:
         ("rewirings", f"{result.rewirings} ({result.skipped_rewirings} skipped)"),
         (
             "mask changes a rewiring",
-            f"{result.changed_per_rewiring:.1f} ({share:.2%} of the active weights)",
+            f"{result.changed_per_rewiring:.1f} ({share:.2%} of the active {kind})",
         ),
-        ("weights ever active", f"{result.ever_active:.4f}"),
+        (f"{kind} ever active", f"{result.ever_active:.4f}"),
         ("dead units", f"{result.dead_units}"),
         ("seconds", f"{result.seconds:.1f}"),
     ]

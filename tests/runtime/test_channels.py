@@ -418,6 +418,46 @@ def test_copies_and_states_taken_between_two_steps_have_zeros():
     assert loss == train(again, own, 0, 12)[4:]  # looking at it has changed nothing
 
 
+class Halves(nn.Module):
+    """A group whose channels go two ways: what is left may all be on one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner, self.bn, self.head = nn.Linear(5, 8), nn.Linear(4, 4), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        first, second = self.stem(x).chunk(2, 1)
+        return self.head(self.bn(torch.cat([first, self.inner(second)], 1)).relu())
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_weight_without_an_active_element_stays_finite(seed, compact):
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    sparse = fxsparse.sparsify(
+        Halves(), torch.randn(6, 5), "rigl-struct", sparsity=0.8, update_interval=2, seed=seed, drop_fraction=0.9
+    )
+    optimizer = torch.optim.SGD(sparse.parameters(), lr=0.01)
+    sparse.attach(optimizer, 40, compact=compact)
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = sparse(torch.randn(6, 5, generator=generator)).square().mean()
+        loss.backward()
+        assert loss.isfinite()
+        optimizer.step()
+    assert all(tensor.isfinite().all() for tensor in sparse.state_dict().values())
+
+
+def test_loaded_masks_have_to_consist_of_channels():
+    sparse, *_ = made()
+    state = sparse.state_dict()
+    torn = {**state, "inner.weight_mask": torch.rand(state["inner.weight"].shape) > 0.5}
+    with pytest.raises(fxsparse.SelectionError, match="does not consist of whole channels"):
+        sparse.load_state_dict(torn)
+    assert all(torch.equal(state[key], value) for key, value in sparse.state_dict().items())
+
+
 def test_the_ledger_counts_the_channels():
     sparse, optimizer, rewirer = made()
     ratio = sparse.flops().ratio

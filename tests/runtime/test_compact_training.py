@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 import warnings
 
@@ -174,6 +175,44 @@ def test_a_run_may_change_between_both_ways():
     for part, state in ((second, first.state_dict()), (other, own.state_dict()), (resumed, rewirer.state_dict())):
         part.load_state_dict(state)
     assert train("small_resnet", second, other, 5, STEPS) == pytest.approx(expected[5:], rel=1e-9)
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_states_are_loaded_in_any_order(order):
+    parts = made("small_resnet", True, optimizer="adamw")
+    train("small_resnet", *parts[:2], 0, 7)
+    saved = copy.deepcopy([part.state_dict() for part in parts])
+    expected = train("small_resnet", *parts[:2], 7, STEPS)
+    again = made("small_resnet", True, optimizer="adamw")
+    for index in order:
+        again[index].load_state_dict(saved[index])
+    assert train("small_resnet", *again[:2], 7, STEPS) == pytest.approx(expected, rel=1e-9)
+
+
+def test_looking_between_backward_and_step_changes_nothing():
+    expected, losses = [], []
+    for look, found in ((False, expected), (True, losses)):
+        sparse, own, _ = made("small_resnet", True)
+        eager = models.build("small_resnet", num_classes=10).double()
+        for step in range(8):
+            x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(step)).double()
+            own.zero_grad()
+            loss = sparse(x).square().mean()
+            loss.backward()
+            if look:
+                sparse.masks, sparse.state_dict(), sparse.report(), sparse.flops(), sparse.copy_to(eager), sparse.fold()
+            own.step()
+            found.append(loss.item())
+    assert losses == expected
+
+
+def test_state_that_cannot_be_cut_is_refused():
+    sparse, _, rewirer = made("small_resnet", False, dtype=torch.float32)
+    rewirer.detach()
+    own = torch.optim.Adafactor(sparse.parameters())
+    sparse.attach(own, 20, compact=True)
+    with pytest.raises(fxsparse.RuntimeStateError, match=r"in Adafactor has shape .* cannot be cut"):
+        train("small_resnet", sparse, own, 0, 4)
 
 
 def test_channels_last_stays():

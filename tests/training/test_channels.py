@@ -8,7 +8,7 @@ import torch
 
 import fxsparse
 from fxsparse import ConfigError
-from fxsparse.training import TrainConfig, checkpoint, train
+from fxsparse.training import TrainConfig, checkpoint, summary, train
 from fxsparse.training.experiment import build
 from fxsparse.training.metrics import read_metrics
 from fxsparse.training.run_folder import RunFolder
@@ -57,6 +57,12 @@ def test_the_compact_run_is_the_masked_one(runs):
         for folder in (masked, compact)
     ]
     assert rewirings[0] == rewirings[1] and len(rewirings[0]) == 3
+
+
+def test_what_the_table_says_is_of_channels(runs):
+    for _, result in runs.values():
+        assert result.active_channels > 0 and result.density <= result.ever_active <= 1
+        assert "of the active channels)" in summary.after(result) and "channels ever active" in summary.after(result)
 
 
 def test_checkpoints_speak_of_the_full_size(runs):
