@@ -342,7 +342,10 @@ class SparseModule(CapturedModule):
         with self._at_full_size():
             own = {id(mask) for mask in self.masks.values()}
             masks = {name for name, buffer in self.named_buffers(remove_duplicate=False) if id(buffer) in own}
-            model.load_state_dict({key: value for key, value in self.state_dict().items() if key not in masks})
+            state = self.state_dict()
+            for name in masks:
+                del state[name]  # in place: it carries the versions of the modules, which some want
+            model.load_state_dict(state)
         return model
 
     def __getstate__(self) -> dict[str, Any]:

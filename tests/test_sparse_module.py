@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
@@ -383,3 +384,9 @@ def test_notes_are_warned_and_reported():
     with pytest.warns(fxsparse.FxSparseWarning, match="forward changes features"):
         sparse = fxsparse.sparsify(model.make(), ZOO["attribute_cache"].example())
     assert "note: forward changes features" in sparse.report()
+
+
+def test_weights_are_copied_to_a_model_whose_state_has_a_version():
+    model = torchvision.models.mnasnet0_5()  # loads no state without one
+    sparse = fxsparse.sparsify(model, torch.randn(2, 3, 32, 32), verify=False)
+    assert torch.equal(sparse.copy_to(model).layers[0].weight, sparse.layers[0].weight)

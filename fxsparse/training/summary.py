@@ -30,8 +30,8 @@ class Result:
     `training_flops_total` without the ratio); `macs` are multiply-accumulates of one example, an image or a
     sequence of characters; `changed_per_rewiring` is the mean number of connections that a rewiring grew;
     Where whole channels are dropped and grown, what is changed and was ever active are channels, of which
-    `active_channels` are left. `ever_active` is the share of all masked weights that were active at any time, `dead_units` the number of output
-    units without an active weight; `width` is a narrowed network's.
+    `active_channels` are left. `ever_active` is the share of all masked weights that were active at any time,
+    `dead_units` the number of output units without an active weight; `width` is a narrowed network's.
     """
 
     run_folder: str
