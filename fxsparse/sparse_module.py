@@ -344,7 +344,8 @@ class SparseModule(CapturedModule):
             masks = {name for name, buffer in self.named_buffers(remove_duplicate=False) if id(buffer) in own}
             state = self.state_dict()
             for name in masks:
-                del state[name]  # in place: it carries the versions of the modules, which some want
+                del state[name]
+            state._metadata = model.state_dict()._metadata  # versions of its classes, by which some read a state
             model.load_state_dict(state)
         return model
 
