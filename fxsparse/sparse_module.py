@@ -345,7 +345,8 @@ class SparseModule(CapturedModule):
             state = self.state_dict()
             for name in masks:
                 del state[name]
-            state._metadata = model.state_dict()._metadata  # versions of its classes, by which some read a state
+            versions: Any = model.state_dict()  # of its classes, by which some read a state
+            state._metadata = versions._metadata
             model.load_state_dict(state)
         return model
 
