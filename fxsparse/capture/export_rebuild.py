@@ -14,11 +14,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from ..core.arguments import check_argument, structure_of
-from ..core.graphs import drop_unused_arithmetic
+from ..core.graphs import attribute, drop_unused_arithmetic
 from .export_guards import Refusal
 from .export_sizes import SizeChecks
 from .export_translation import is_operator, torch_call
 from .fake_values import FakeEvaluator
+from .no_grad_regions import IN_PLACE, storages, written_operands
 
 
 class ExportRebuilder:
@@ -36,6 +37,7 @@ class ExportRebuilder:
             self._names.setdefault(id(tensor), name)
         self._attributes: dict[str, fx.Node] = {}
         self._assigned: dict[fx.Node, fx.Node] = {}
+        self._outside: set[int] = set()  # memory that a no_grad region may not change
 
     def graph_of(self, example: Any) -> fx.Graph:
         leaves = self._arguments(example)
@@ -225,6 +227,8 @@ class ExportRebuilder:
             return self._region(node, args, kwargs)
         if node.target is operator.getitem and isinstance(args[0], (tuple, list)):
             return args[0][args[1]]  # a region's output
+        if self._outside and is_operator(node) and self._outside & self._written_memory(node, args, kwargs):
+            raise self.refused(IN_PLACE)
         if node.target is torch.ops.aten.detach_.default and _is_fresh(node.args[0]):
             return args[0]
         candidates = [("call_function", node.target, args, kwargs)]
@@ -268,7 +272,10 @@ class ExportRebuilder:
         return self.values.run(node.op, node.target, args, kwargs)
 
     def _region(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """A `no_grad` region, written as what it does: its operands are detached, so nothing in it has a gradient."""
+        """A `no_grad` region, written as what it does: its operands are detached, so nothing in it has a gradient.
+
+        What such a region changes in place would lose its history, which eager keeps; only buffers have none.
+        """
         name = str(node.target)
         if name != "wrap_with_set_grad_enabled":
             reason = "an autocast region" if "autocast" in name else f"a region of {name}"
@@ -282,7 +289,22 @@ class ExportRebuilder:
             else operand
             for placeholder, operand in zip(module.graph.find_nodes(op="placeholder"), operands, strict=True)
         }
-        return self._run(module, environment)
+        before = self._outside
+        if not before:  # in a region within a region, what the outer one has made may be changed
+            values = [self.results[operand] for operand in operands if isinstance(operand, fx.Node)]
+            buffers = [self.results[own] for own in self._attributes.values() if not self._is_parameter(own)]
+            self._outside = storages(values) - storages(buffers)
+        try:
+            return self._run(module, environment)
+        finally:
+            self._outside = before
+
+    def _is_parameter(self, node: fx.Node) -> bool:
+        return isinstance(attribute(self.model, str(node.target)), nn.Parameter)
+
+    def _written_memory(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> set[int]:
+        changed = list(written_operands(node.target, args, kwargs))  # type: ignore[arg-type]
+        return storages(fx.map_arg(changed, self.results.__getitem__))
 
 
 _FRESH = torch.ops.aten.lift_fresh_copy.default

@@ -244,8 +244,8 @@ def test_gradients_stop_at_a_no_grad_region_also_in_place(assert_same):
     def forward(self, x):
         with torch.no_grad():
             self.mean.mul_(0.5).add_(self.fc(x).mean(0))
-            x.clamp_(-1, 1)
             target = self.fc(x)
+            target.clamp_(-1, 1)
         return (self.head(self.fc(x)) - target[:, :3] * self.mean[:3]).square()
 
     model = net(forward, lambda self: self.register_buffer("mean", torch.zeros(8)))
@@ -257,6 +257,42 @@ def test_gradients_stop_at_a_no_grad_region_also_in_place(assert_same):
         assert_same(*inputs)
         assert_same(model.mean, sparse.get_buffer("mean"))
         assert_same(model.fc.weight.grad, sparse.get_parameter("fc.weight").grad)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda y: y.mul_(2), lambda y: y.copy_(ROWS), F.relu_, lambda y: y.view(-1).zero_(), lambda y: y[:, 0].fill_(1)],
+)
+def test_a_change_in_place_inside_a_region_keeps_the_gradients_before_it(change, assert_same):
+    """What is detached and changed would lose its history, which eager keeps: refused, and captured otherwise."""
+
+    def forward(self, x):
+        y = self.fc(x)
+        with torch.no_grad():
+            change(y)
+        return self.head(y)
+
+    with pytest.raises(fxsparse.CaptureError, match="in-place change inside a no_grad region"):
+        sparsify(net(forward), ROWS, capture="export")
+    model = net(forward)
+    with pytest.warns(fxsparse.FxSparseWarning, match="kept as one call"):
+        sparse = fxsparse.sparsify(model, ROWS, sparsity=0.0)
+    assert sparse.capture == "opaque"
+    for module in (model, sparse):
+        module(ROWS).sum().backward()
+    assert_same(model.fc.weight.grad, sparse.get_parameter("fc.weight").grad)
+
+
+def test_a_change_of_an_input_inside_a_region_is_refused():
+    """The input may have a history at another call."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x.clamp_(-1, 1)
+        return self.head(self.fc(x))
+
+    with pytest.raises(fxsparse.CaptureError, match="in-place change inside a no_grad region"):
+        sparsify(net(forward), ROWS.clone(), capture="export")
 
 
 # -- sizes -------------------------------------------------------------------------------------------------
