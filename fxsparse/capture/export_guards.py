@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from ..core.errors import CaptureError
 from .export_sizes import sizes_spelled_out
 from .guards import checkpointing_off
+from .no_grad_regions import INFERENCE_MODE
 
 Refusal = Callable[[str], CaptureError]
 """Makes the error of a reason."""
@@ -59,7 +60,13 @@ def quiet_export(refused: Refusal) -> Iterator[None]:
             raise refused(f"torch.export would lose the backward pass of the autograd function {cls.__name__}")
         return plain_apply.__get__(None, cls)(*args, **kwargs)
 
+    def enter_inference_mode(region: torch.inference_mode) -> Any:
+        if region.mode:  # of which export keeps nothing, not even that there are no gradients
+            raise refused(INFERENCE_MODE)
+        return plain_inference_mode(region)
+
     plain_apply = torch.autograd.Function.__dict__["apply"]
+    plain_inference_mode = torch.inference_mode.__enter__
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -69,6 +76,7 @@ def quiet_export(refused: Refusal) -> Iterator[None]:
         stack.enter_context(sizes_spelled_out())
         stack.enter_context(checkpointing_off())
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
+        stack.enter_context(mock.patch.object(torch.inference_mode, "__enter__", enter_inference_mode))
         if hasattr(symbolic_config, "backed_size_oblivious"):  # else sizes of 0 and 1 are refused at run time
             stack.enter_context(
                 symbolic_config.patch(  # type: ignore[attr-defined]

@@ -1,0 +1,42 @@
+"""Modes of torch around or inside forward that an exported graph has no node for."""
+
+import pytest
+import torch
+from torch import nn
+
+import fxsparse
+
+ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+def net(forward):
+    """A module with the layers `fc` (8 to 8) and `head` (8 to 3) and the given forward."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    Net.forward = forward
+    torch.manual_seed(0)
+    return Net()
+
+
+def inference_block(self, x):
+    with torch.inference_mode():
+        y = self.fc(x)
+    return self.head(y.clone())
+
+
+def decorated_inference(self, x):
+    return self.head(torch.inference_mode()(self.fc)(x).clone())
+
+
+@pytest.mark.parametrize("forward", [inference_block, decorated_inference])
+def test_an_inference_region_gets_no_gradient_by_export_either(forward):
+    with pytest.raises(fxsparse.CaptureError, match="inference_mode region"):
+        fxsparse.sparsify(net(forward), ROWS, capture="export")
+    with pytest.warns(fxsparse.FxSparseWarning, match="kept as one call"):
+        sparse = fxsparse.sparsify(net(forward), ROWS)
+    sparse(ROWS).sum().backward()
+    assert sparse.get_parameter("fc.weight").grad is None and sparse.get_parameter("head.weight").grad is not None
