@@ -8,7 +8,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from .core.errors import BakedSizeError, FxSparseError
+from .core.errors import BakedSizeError, FxSparseError, InputError
+from .core.graphs import operation_name
 from .core.records import TensorSpec, record_of, specs_of
 
 _GENERATED = "<eval_with_key>"
@@ -34,11 +35,8 @@ class CallNamingNodes:
             raise explained from error
 
 
-def _explained(module: Any, error: Exception, given: tuple) -> BakedSizeError | None:
+def _explained(module: Any, error: Exception, given: tuple) -> InputError | None:
     """The error for sizes or dtypes that the example did not have; None where they are the same."""
-    expected, got = _tensors(module.example), _tensors(specs_of(given))
-    if [(spec.shape, spec.dtype) for spec in expected] == [(spec.shape, spec.dtype) for spec in got]:
-        return None
     lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__) if _GENERATED in frame.filename]
     name = re.match(r"(\w+) =", lines[-1].strip()) if lines else None
     node = _node(module.graph, name[1]) if name else None
@@ -46,6 +44,14 @@ def _explained(module: Any, error: Exception, given: tuple) -> BakedSizeError | 
     if node is not None and record_of(node).module:
         place += f" in {record_of(node).module}"
     reason = (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
+    if node is not None and operation_name(node).startswith("_assert_tensor_metadata"):  # export's, before every `to`
+        return InputError(
+            f"{place} fails: {reason}; torch.export fixed the precision in which forward converts, so capture under "
+            'the precision (autocast) in which you train, or with capture="concrete"'
+        )
+    expected, got = _tensors(module.example), _tensors(specs_of(given))
+    if [(spec.shape, spec.dtype) for spec in expected] == [(spec.shape, spec.dtype) for spec in got]:
+        return None
     return BakedSizeError(
         f"{place} fails for {_written(got)}: {reason}; the graph was captured for {_written(expected)}, so where the "
         "model itself takes these, a size was baked in: capture again with an example that has them"

@@ -40,3 +40,15 @@ def test_an_inference_region_gets_no_gradient_by_export_either(forward):
         sparse = fxsparse.sparsify(net(forward), ROWS)
     sparse(ROWS).sum().backward()
     assert sparse.get_parameter("fc.weight").grad is None and sparse.get_parameter("head.weight").grad is not None
+
+
+def test_another_precision_than_that_of_the_capture_is_an_error_of_ours():
+    def forward(self, x):
+        return self.head(self.fc(x).to(x.dtype))
+
+    sparse = fxsparse.sparsify(net(forward), ROWS, capture="export")
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(fxsparse.InputError, match=r"fails: Tensor dtype mismatch.*capture under the precision"):
+            sparse(ROWS)
+        assert fxsparse.sparsify(net(forward), ROWS, capture="concrete")(ROWS).dtype == torch.bfloat16
+        assert fxsparse.sparsify(net(forward), ROWS, capture="export")(ROWS).dtype == torch.bfloat16
