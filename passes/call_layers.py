@@ -168,10 +168,15 @@ def _assert_decision(node: fx.Node) -> None:
 
 def _assert_argument(node: fx.Node) -> None:
     value, structure, name = node.args
-    if structure == "tensor":
-        node.graph.erase_node(node)  # what is no tensor fails where it is used
-        return
     kind, expected = structure
+    if kind == "tensor" and expected is None:
+        node.graph.erase_node(node)
+        return
+    if kind == "tensor":  # what is no tensor fails where it is used
+        with node.graph.inserting_before(node):
+            rank = node.graph.call_method("dim", (value,))
+        _assert_equal(node, rank, expected, f"argument {name}: the graph was captured with {expected} dimensions")
+        return
     if kind != "=":
         raise CaptureError(f"argument {name} is a {kind} whose entries are checked, which needs fxsparse")
     _assert_equal(node, value, expected, f"argument {name}: the graph was captured with {expected!r}")

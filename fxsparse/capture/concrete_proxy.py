@@ -71,14 +71,18 @@ class ConcreteProxy(fx.Proxy):
             if name == "shape":
                 return self._sizes()
             if name == "ndim":
-                return self.value.ndim
+                return self._rank()
         attribute = getattr(self.value, name)
         if callable(attribute) and not isinstance(attribute, Tensor):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def _sizes(self) -> SizeTuple:
-        return SizeTuple(self._size(dim) for dim in range(self.value.ndim))
+        return SizeTuple(self._size(dim) for dim in range(self._rank()))
+
+    def _rank(self) -> int:
+        self.tracer.ranks_read = True
+        return self.value.ndim
 
     def _size(self, dim: int) -> Any:
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
@@ -189,7 +193,7 @@ class _Method:
         owner, name = self.owner, self.name
         if isinstance(owner.value, Tensor):
             if name in _RANK:
-                return owner.value.ndim
+                return owner._rank()
             if name in _SIZE and not args and not kwargs:
                 return owner._sizes()
         if isinstance(owner.value, Mapping) and name in _MAPPING:

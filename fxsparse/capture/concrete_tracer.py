@@ -35,6 +35,7 @@ from ..core.arguments import (
     is_object,
     structure_is_constant,
     structure_of,
+    without_ranks,
 )
 from ..core.errors import CaptureError, InputError
 from ..core.graphs import drop_unused_arithmetic, has_effect
@@ -84,14 +85,18 @@ class ConcreteTracer(fx.Tracer):
         results: the value of every node for the example.
         constants: tensors that the graph reads as attributes of the model, and that it does not have yet.
         modes_read: modules that are traced through and whose `training` flag forward looked at.
+        ranks_read: whether forward has asked a tensor for its number of dimensions or all of its sizes.
         leaves_values: whether forward has put values of the trace away outside the model (in a global list).
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, any_rank: bool = False) -> None:
+        """A tracer of `model`; with `any_rank`, the graph takes tensors of any number of dimensions."""
         super().__init__()
         self.model = model
+        self.any_rank = any_rank
+        self.ranks_read = False
         self.values = FakeEvaluator(model)
         self.results: dict[fx.Node, Any] = {}
         self.constants: dict[str, Any] = {}
@@ -353,8 +358,8 @@ class ConcreteTracer(fx.Tracer):
         )
         value = self.values.twins(example)
         self.results[node] = value
-        if optional or not isinstance(value, Tensor):
-            structure = structure_of(value)
+        structure = without_ranks(structure_of(value)) if self.any_rank else structure_of(value)
+        if optional or not isinstance(value, Tensor) or not self.any_rank:
             self.create_node("call_function", check_argument, (node, structure, parameter.name), {})
         return value if structure_is_constant(value) else ConcreteProxy(node, self, value)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..core.arguments import structure_of
+from ..core.arguments import structure_of, without_ranks
 from ..core.errors import CaptureError
 from ..core.records import META_KEY, NodeRecord, TensorSpec
 from ..core.units import Call
@@ -209,16 +209,18 @@ class _Inside:
         hooked = any(getattr(inner, hooks) for inner in module.modules() for hooks in _HOOKS)
         if not calls or hooked or "forward" in module.__dict__:
             return None
-        first, *others = (structure_of(call) for call in _without_specs(calls))
-        if any(other != first for other in others):
+        structures = [structure_of(call) for call in _without_specs(calls)]
+        several_ranks = any(other != structures[0] for other in structures)
+        if several_ranks and any(without_ranks(other) != without_ranks(structures[0]) for other in structures):
             return None
-        tracer = ConcreteTracer(module)
+        was_reached = name in self.recording.calls
+        tracer = ConcreteTracer(module, any_rank=several_ranks or not was_reached)
         try:
             with undisturbed(self.model):
                 graph, changed = tracer.capture(*_tensors_like(calls[0]))
         except CaptureError:
             return None
-        if changed or tracer.leaves_values:
+        if changed or tracer.leaves_values or (several_ranks and tracer.ranks_read):
             return None
         module.__dict__.update(tracer.constants)
         self.found.readers |= tracer.modes_read
@@ -256,18 +258,15 @@ class _Inside:
 
 
 def _without_specs(calls: list[Call]) -> list[Call]:
-    """Calls with the same stand-in for every tensor, whatever its shape."""
+    """Calls with the same stand-in for every tensor of as many dimensions, whatever its sizes."""
     return [
         pytree.tree_map(
-            lambda leaf: _STAND_IN if isinstance(leaf, TensorSpec) else leaf,
+            lambda leaf: torch.zeros([1] * len(leaf.shape)) if isinstance(leaf, TensorSpec) else leaf,
             call,
             is_leaf=lambda leaf: isinstance(leaf, TensorSpec),
         )
         for call in calls
     ]
-
-
-_STAND_IN = torch.zeros(())
 
 
 def _tensors_like(call: Call) -> Call:

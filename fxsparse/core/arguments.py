@@ -1,8 +1,8 @@
 """What a graph took as constant from its example, and the nodes that check it at every call.
 
-A graph is captured for one example. Tensors stay free; a flag, a number, `None`, or the keys of a dict are
-baked in, so a later call must bring the same ones. So are decisions on sizes (`if x.shape[0] > 4`), so a
-later call must come to the same ones.
+A graph is captured for one example. Tensors stay free but for their number of dimensions, which forward may ask
+for; a flag, a number, `None`, or the keys of a dict are baked in, so a later call must bring the same ones. So are
+decisions on sizes (`if x.shape[0] > 4`), so a later call must come to the same ones.
 """
 
 import copy
@@ -18,16 +18,32 @@ from .errors import InputError
 
 
 def structure_of(value: Any) -> Any:
-    """A plain description of an argument: `"tensor"`, `("=", constant)`, or a container of descriptions."""
+    """A plain description of an argument: `("tensor", rank)`, `("=", constant)`, or a container of descriptions."""
     if isinstance(value, Tensor):
-        return "tensor"
+        return ("tensor", value.dim())
     if isinstance(value, dict):
         return ("dict", {str(key): structure_of(item) for key, item in value.items()})
     if isinstance(value, (tuple, list)):
         return ("sequence", tuple(structure_of(item) for item in value))
     if _is_constant(value):
         return ("=", value)
+    if is_object(value):
+        tensors = {name: item.dim() for name, item in vars(value).items() if isinstance(item, Tensor)}
+        return ("object", (type(value).__name__, tensors))
     return ("type", type(value).__name__)
+
+
+def without_ranks(structure: Any) -> Any:
+    """A description of an argument (or a part of one) in which every tensor may have any number of dimensions."""
+    if isinstance(structure, dict):
+        return {key: without_ranks(item) for key, item in structure.items()}
+    if not isinstance(structure, tuple) or structure[:1] == ("=",):
+        return structure
+    if structure[:1] == ("tensor",):
+        return ("tensor", None)
+    if structure[:1] == ("object",):
+        return ("object", (structure[1][0], {}))
+    return tuple(without_ranks(item) for item in structure)
 
 
 def structure_is_constant(value: Any) -> bool:
@@ -71,11 +87,12 @@ def check_argument(value: Any, structure: Any, name: str) -> None:
     Raises:
         InputError: naming the argument, what it was for the example and what it is now.
     """
-    if structure == "tensor":
+    kind, expected = structure
+    if kind == "tensor":
         if not isinstance(value, Tensor):
             raise InputError(f"argument {name}: the graph was captured with a tensor, got {value!r}")
-        return
-    kind, expected = structure
+        if expected is not None and value.dim() != expected:
+            raise _other_rank(name, expected, value)
     if kind == "=" and (type(value) is not type(expected) or value != expected):
         got = "a tensor" if isinstance(value, Tensor) else repr(value)
         raise InputError(
@@ -92,8 +109,21 @@ def check_argument(value: Any, structure: Any, name: str) -> None:
             raise InputError(f"argument {name}: the graph was captured with a sequence of {len(expected)}")
         for index, (item, part) in enumerate(zip(value, expected, strict=True)):
             check_argument(item, part, f"{name}[{index}]")
-    if kind == "type" and type(value).__name__ != expected:
+    if kind == "object":
+        expected, ranks = expected
+        for attribute, rank in ranks.items():
+            item = getattr(value, attribute, None)
+            if isinstance(item, Tensor) and item.dim() != rank:
+                raise _other_rank(f"{name}.{attribute}", rank, item)
+    if kind in ("type", "object") and type(value).__name__ != expected:
         raise InputError(f"argument {name}: the graph was captured with a {expected}, got {type(value).__name__}")
+
+
+def _other_rank(name: str, rank: int, value: Tensor) -> InputError:
+    return InputError(
+        f"argument {name}: the graph was captured with a tensor of {rank} dimensions, got one of {value.dim()}; "
+        "capture again with an example that has as many"
+    )
 
 
 def check_decision(value: Any, expected: Any, place: str) -> None:

@@ -2,6 +2,7 @@
 
 import enum
 import math
+import pickle
 import types
 from dataclasses import dataclass
 
@@ -188,6 +189,94 @@ def test_objects_that_forward_fills_are_filled_anew(assert_same):
     expected, actual = model(Batch(2 * X)), sparse(Batch(2 * X))
     assert expected.mask is not None
     assert_same(expected, actual)
+
+
+# -- numbers of dimensions --------------------------------------------------------------------------------
+
+
+def by_rank(self, x):
+    return self.head(self.fc(x.unsqueeze(1) if x.dim() == 2 else x)).mean(1)
+
+
+def by_rank_of_a_shape(self, x):
+    y = self.head(self.fc(x))
+    return y.reshape(*y.shape[:-1], -1, 1) * len(x.shape) * math.prod(x.shape)
+
+
+@dataclass
+class Holder:
+    x: Tensor
+
+
+class Outer(nn.Module):
+    """A branch on data, so that what is below is a unit."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) if x.sum() > -1e9 else x
+
+
+@pytest.mark.filterwarnings("ignore:.*is kept as one call")
+@pytest.mark.parametrize("forward", [by_rank, by_rank_of_a_shape], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("opaque", [False, True])
+def test_the_number_of_dimensions_is_the_examples(forward, opaque):
+    model = Outer(net(forward)).eval() if opaque else net(forward)
+    sparse = fxsparse.sparsify(model, seeded(2, 5, 8), sparsity=0.0).eval()
+    assert sparse.capture == ("opaque" if opaque else "concrete")
+    other = seeded(7, 3, 8)
+    assert torch.equal(model(other), sparse(other))
+    with pytest.raises(fxsparse.InputError, match=r"argument x: .* of 3 dimensions, got one of 2"):
+        sparse(seeded(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("pack", "unpack", "name"),
+    [
+        (lambda x: [x], lambda pack: pack[0], r"pack\[0\]"),
+        (lambda x: {"x": x}, lambda pack: pack["x"], r"pack\['x'\]"),
+        (Holder, lambda pack: pack.x, r"pack\.x"),
+    ],
+)
+def test_the_number_of_dimensions_inside_a_container(pack, unpack, name):
+    model, sparse = both(lambda self, pack: by_rank(self, unpack(pack)), (pack(seeded(2, 5, 8)),))
+    assert torch.equal(model(pack(seeded(3, 4, 8))), sparse(pack(seeded(3, 4, 8))))
+    with pytest.raises(fxsparse.InputError, match=rf"argument {name}: .* of 3 dimensions, got one of 2"):
+        sparse(pack(X))
+
+
+def with_bias_of_rank(self, x):
+    return self.head(self.fc(x)) + x.dim()
+
+
+@pytest.mark.filterwarnings("ignore:.*is kept as one call")
+@pytest.mark.parametrize(
+    ("inner", "units"),
+    [(nn.Linear(8, 3), ["inner"]), (net(with_bias_of_rank), ["inner.fc", "inner.head"])],
+    ids=["layer", "asks"],
+)
+def test_a_unit_that_is_called_with_several_ranks_does_not_ask_for_them(inner, units):
+    class Twice(Outer):
+        def forward(self, x):
+            return self.inner(x) + self.inner(x[None])[0] if x.sum() > -1e9 else x
+
+    model = Twice(inner).eval()
+    sparse = fxsparse.sparsify(model, X, sparsity=0.0).eval()
+    assert torch.equal(model(2 * X[:3]), sparse(2 * X[:3]))
+    assert list(sparse.units.graphs["eval"]) == units
+
+
+def test_the_check_compiles_and_goes_into_a_plain_module():
+    model, sparse = both(by_rank, seeded(2, 5, 8))
+    other = seeded(7, 3, 8)
+    compiled = torch.compile(sparse, fullgraph=True, backend="eager")
+    plain = sparse.fold().graph_module()
+    for function in (compiled, plain, pickle.loads(pickle.dumps(plain))):
+        assert torch.equal(model(other), function(other))
+    with pytest.raises(AssertionError, match="captured with 3 dimensions"):
+        plain(X)
 
 
 # -- sizes ------------------------------------------------------------------------------------------------
