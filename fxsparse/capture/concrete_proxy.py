@@ -39,6 +39,8 @@ _RANK = ("ndim", "ndimension", "dim")
 _SIZE = ("shape", "size")
 _PIECES = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
 """Operations that give as many tensors as the sizes say."""
+_LIST_OPERATORS = ("mul", "add", "imul", "iadd")
+"""Operators after which a list of tensors (`[t] * x.shape[0]`) has as many entries as the sizes say."""
 
 
 class ConcreteProxy(fx.Proxy):
@@ -128,6 +130,22 @@ class ConcreteProxy(fx.Proxy):
     def __trunc__(self) -> Any:
         return self.tracer.create_proxy("call_function", math.trunc, (self,), {})
 
+    def __mul__(self, other: Any) -> Any:
+        repeated = self._repetition(other)
+        return super().__mul__(other) if repeated is None else repeated  # type: ignore[misc]
+
+    def __rmul__(self, other: Any) -> Any:
+        repeated = self._repetition(other)
+        return super().__rmul__(other) if repeated is None else repeated  # type: ignore[misc]
+
+    def _repetition(self, other: Any) -> Any:
+        """`other * self` for a list without tensors, which Python may read: the graph holds for this number only."""
+        if not isinstance(other, (list, tuple)) or isinstance(other, ConcreteProxy) or not is_number(self.value):
+            return None
+        if any(isinstance(item, ConcreteProxy) and isinstance(item.value, Tensor) for item in other):
+            return None  # goes on to `cat` or `stack` as a node, and follows the size
+        return other * self.tracer.decided(int, self)
+
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self // other, self % other
 
@@ -149,7 +167,9 @@ class ConcreteProxy(fx.Proxy):
     def __len__(self) -> int:
         if isinstance(self.value, Tensor) and self.value.ndim:
             return self.tracer.decided(operator.pos, self._size(0))
-        return self.tracer.decided(len, self) if operation_name(self.node) in _PIECES else len(self.value)
+        is_part = self.node.target is operator.getitem and isinstance(self.node.args[1], slice)
+        is_open = is_part or operation_name(self.node) in (*_PIECES, *_LIST_OPERATORS)
+        return self.tracer.decided(len, self) if is_open else len(self.value)
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.value, Mapping):

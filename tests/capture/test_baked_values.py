@@ -334,6 +334,18 @@ def by_torch_size(self, x):
     return self.head(self.fc(x)).reshape(torch.Size((x.shape[0], 3, 1)))
 
 
+def by_repeated_list(self, x):
+    return self.head(self.fc(x)) * sum([1.5] * x.shape[0]) * len(x.shape[0] * (1,))
+
+
+def by_repeated_tensors(self, x):
+    return sum([self.head(self.fc(x))] * x.shape[0])
+
+
+def by_list_of_repeated_tensors(self, x):
+    return self.head(self.fc(x)) * len(([x] * x.shape[0] + [x])[1:])
+
+
 @pytest.mark.parametrize("batch", [1, 6, 7])
 @pytest.mark.parametrize(
     "forward",
@@ -351,6 +363,9 @@ def by_torch_size(self, x):
         by_lookup,
         by_membership,
         by_torch_size,
+        by_repeated_list,
+        by_repeated_tensors,
+        by_list_of_repeated_tensors,
     ],
     ids=lambda f: f.__name__,
 )
@@ -401,6 +416,7 @@ def test_which_decisions_differ():
         lambda self, x: self.head(self.fc(x.reshape(x.shape[:-1] + (2, -1)).mT.flatten(-2))),  # noqa: RUF005
         lambda self, x: self.head(self.fc(x.view((*x.shape[:-1], 2, x.shape[-1] // 2)).reshape(x.shape))),
         lambda self, x: self.head(self.fc(x)) * torch.hann_window(x.shape[0] + 2)[1:-1, None] * x.numel(),
+        lambda self, x: torch.cat([self.head(self.fc(x))] * x.shape[0]) + torch.stack([x] * x.shape[0]).sum(),
         lambda self, x: (self.head(self.fc(x)), x.shape, x.shape[0] * 2, {"n": x.size(0)}),
     ],
 )
