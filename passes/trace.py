@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fxsparse.capture.concrete_tracer import ConcreteTracer
 from fxsparse.capture.exported import Exported
@@ -21,6 +22,9 @@ from fxsparse.core.graphs import pack_graph
 from fxsparse.core.masking import apply_mask
 from fxsparse.core.records import META_KEY, Captured, record_of, specs_of
 from fxsparse.core.units import Units
+from fxsparse.core.weight_operands import input_dependent, weight_operands
+
+from .annotate_shapes import annotate_shapes
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ Tried in this order; the first that does not raise `CaptureError` is used for bo
 
 def split_example(example_input: Any) -> tuple[tuple, dict[str, Any]]:
     """`(args, kwargs)` of an example: a tensor, a tuple of positional arguments or a dict of keyword ones."""
-    if isinstance(example_input, Tensor):
+    if isinstance(example_input, (Tensor, PackedSequence)):  # the latter is a tuple, but one argument
         return (example_input,), {}
     if isinstance(example_input, tuple):
         return example_input, {}
@@ -117,8 +121,12 @@ def trace(model: nn.Module, example_input: Any, mechanism: str = "auto") -> Capt
         except CaptureError as error:
             failures[name] = error
         else:
-            if captured.units is not None and not any(map(len, captured.units.graphs.values())):
-                failures[name] = CaptureError("there is no submodule that could be looked into")
+            if captured.units is not None and not _reaches_weights(captured, captured.units):
+                kept = ", ".join(path or captured.name for path in captured.units.opaque)
+                failures[name] = CaptureError(
+                    f"no weight is used outside of {kept}, which would be one call, nor in a submodule of it that "
+                    "could be captured and checked by itself"
+                )
                 continue
             captured.reason = "; ".join(f"{other} capture: {error}" for other, error in failures.items())
             captured.notes.extend(_lost_gradient_hooks(model))
@@ -127,6 +135,18 @@ def trace(model: nn.Module, example_input: Any, mechanism: str = "auto") -> Capt
     if not others:
         raise first[1]
     raise CaptureError("; ".join([str(first[1]), *(f"nor by {name}: {error}" for name, error in others)])) from first[1]
+
+
+def _reaches_weights(captured: Captured, units: Units) -> bool:
+    """Whether there is a weight in a unit, or in the graph around what is opaque."""
+    if any(units.graphs.values()):
+        return True
+    annotate_shapes(captured)  # by shapes, weights are told from biases and gains
+    for _, graph in captured.distinct_graphs():
+        from_input = input_dependent(graph)
+        if any(weight_operands(node, from_input) for node in graph.nodes):
+            return True
+    return False
 
 
 def _both_modes(model: nn.Module, args: tuple, kwargs: dict, mechanism: str, capture: Mechanism) -> Captured:

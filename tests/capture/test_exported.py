@@ -174,7 +174,7 @@ def test_the_second_is_taken_where_the_first_refuses():
 
 
 class BranchOnData(nn.Module):
-    """Without a submodule that could be looked into."""
+    """Its only weight is used inside of what cannot be traced."""
 
     def __init__(self):
         super().__init__()
@@ -185,7 +185,7 @@ class BranchOnData(nn.Module):
 
 
 def test_where_all_fail_all_reasons_are_told():
-    reasons = r"truth value of a tensor.*; nor by export: .*depends on the data.*; nor by opaque: there is no submodule"
+    reasons = r"truth value of a tensor.*; nor by export: .*depends on the data.*; nor by opaque: no weight is used"
     with pytest.raises(fxsparse.CaptureError, match=reasons):
         fxsparse.sparsify(BranchOnData(), ROWS)
 

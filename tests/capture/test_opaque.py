@@ -273,6 +273,73 @@ def test_where_nothing_inside_can_be_reached_the_first_refusal_counts():
         fxsparse.sparsify(Bare(), torch.randn(2, 8))
 
 
+class InFloat(nn.Linear):
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+class Branching(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Binary(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, Sign.apply(self.weight), self.bias)
+
+
+@pytest.mark.parametrize("layer", [InFloat, Branching, Binary])
+def test_a_layer_that_is_one_call_leaves_the_others_their_masks(layer, assert_same):
+    torch.manual_seed(0)
+    model, example = nn.Sequential(nn.Linear(8, 8), layer(8, 8), nn.Linear(8, 3)), torch.randn(4, 8)
+    sparse = sparsify(model, example)
+    assert [site.name for site in sparse.sites] == ["0.weight", "2.weight"]
+    (left,) = sparse.uncovered
+    assert left.name == "1.weight"
+    assert left.reason.startswith(f"used inside of {layer.__name__} 1, which is one call")
+    sparse.copy_to(model)
+    expected, actual = model(-example), sparse(-example)
+    assert_same(expected, actual)
+    expected.sum().backward(), actual.sum().backward()
+    assert_same(model[1].weight.grad, sparse.get_parameter("1.weight").grad)
+    assert sparse.flops().unknown
+
+
+class Recurrent(nn.Module):
+    def __init__(self, packs):
+        super().__init__()
+        self.rnn, self.head, self.packs = nn.GRU(8, 6, batch_first=True), nn.Linear(6, 3), packs
+
+    def forward(self, x, lengths=None):
+        if self.packs:
+            x = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return self.head(self.rnn(x)[1][-1])
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_packed_sequences_leave_the_recurrent_weights_without_a_mask(packs, assert_same):
+    torch.manual_seed(0)
+    model, rows, lengths = Recurrent(packs), torch.randn(3, 4, 8), torch.tensor([4, 3, 1])
+    example = (rows, lengths) if packs else nn.utils.rnn.pack_padded_sequence(rows, lengths, batch_first=True)
+    sparse = sparsify(model, example)
+    assert [site.name for site in sparse.sites] == ["head.weight"]
+    assert all("which is one call" in left.reason for left in sparse.uncovered) and len(sparse.uncovered) == 2
+    sparse.copy_to(model)
+    args = example if packs else (example,)
+    assert_same(model(*args), sparse(*args))
+
+
 def test_rewiring_inside_units():
     model = net()
     sparse = sparsify(model, method="rigl", update_interval=2)
