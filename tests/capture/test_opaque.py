@@ -234,6 +234,25 @@ def test_a_unit_whose_numbers_differ_is_opened_further(monkeypatch):
     assert list(trace(net(), X).units.graphs["eval"]) == ["head.bare", "head.unused", "head.mix.0"]
 
 
+def test_a_unit_that_cannot_be_compared_is_no_unit():
+    """Inside of a `vmap`, nobody can look at numbers; a unit beside it stays."""
+
+    class Jacobian(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = self.first(x)
+            return torch.vmap(torch.func.jacrev(self.second))(x) if x.sum() < 1e9 else x
+
+    sparse = sparsify(Jacobian(), torch.randn(2, 8))
+    assert [site.name for site in sparse.sites] == ["first.weight"]
+    assert [(left.name, left.reason.endswith("by Linear second")) for left in sparse.uncovered] == [
+        ("second.weight", True)
+    ]
+
+
 def test_verification_compares_units_with_what_the_user_wrote(monkeypatch):
     from fxsparse.capture import opaque_submodules
 
