@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -116,6 +117,8 @@ class _Counter:
             return []  # arithmetic on sizes
         if record_of(node).opaque:  # its units are counted by count_units, its own arithmetic by nobody
             opened = Opened(unknown=(f"{self._title(node)} itself, kept as one call",))
+        elif node.target is torch.autograd.grad:  # by itself it has no graph to go back through
+            opened = Opened(unknown=("the backward pass that forward runs",))
         else:
             opened = self._open(node, args, kwargs)
         inputs, outputs = _tensors((args, kwargs)), _tensors(result)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..core.errors import InputError
@@ -40,7 +41,15 @@ class FakeInterpreter(fx.Interpreter):
         try:
             return self.values.run(n.op, n.target, args, kwargs)
         except Exception as error:
+            if n.target is torch.autograd.grad and not n.kwargs.get("is_grads_batched"):
+                return _like_inputs(args, kwargs)
             raise InputError(_failure(n, args, error)) from error
+
+
+def _like_inputs(args: tuple, kwargs: dict[str, Any]) -> tuple:
+    """What `autograd.grad` returns, by shape: a record of an example has no `requires_grad`."""
+    inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+    return tuple(torch.empty_like(value) for value in ([inputs] if isinstance(inputs, Tensor) else inputs))
 
 
 def _bind(graph: fx.Graph, args: tuple, kwargs: dict[str, Any]) -> dict[fx.Node, Any]:

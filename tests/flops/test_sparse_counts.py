@@ -208,3 +208,25 @@ def test_rows_that_go_to_experts_are_multiplied_once(place):
     assert report.macs == 6 * 8 * 16 and not report.unknown
     sparse = fxsparse.sparsify(model, x, sparsity=0.5)
     assert [site.name for site in sparse.sites] == ["bank"] and sparse.flops().macs == 3 * 8 * 16
+
+
+class Force(nn.Module):
+    """The gradient of an energy by its input, as networks for molecules have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy, self.head = nn.Linear(6, 5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        return self.head(torch.autograd.grad(self.energy(x).tanh().sum(), x, create_graph=True)[0])
+
+
+@pytest.mark.parametrize("wants_gradient", [True, False])
+def test_a_backward_pass_inside_forward_is_listed_as_unknown(wants_gradient):
+    x = torch.randn(4, 6, requires_grad=wants_gradient)
+    sparse = fxsparse.sparsify(Force(), x, sparsity=0.5)
+    assert list(sparse.flops().unknown.values()) == [("the backward pass that forward runs",)]
+    assert "the backward pass that forward runs" in sparse.report()
+    assert fxsparse.count_flops(Force(), x).macs == 4 * 6 * 5 + 4 * 6 * 3
