@@ -12,8 +12,8 @@ does not count.
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -149,14 +149,9 @@ class Rewirer:
         """Whether the module has another size than its own now, or other values at inactive channels than 0."""
         return self._channels is not None and (self._channels.is_small or self._channels.is_open)
 
-    @contextmanager
-    def at_full_size(self) -> Iterator[None]:
+    def at_full_size(self) -> AbstractContextManager[None]:
         """The module and the optimizer's state at their full size for a while, with inactive channels at 0."""
-        if self._channels is None:
-            yield
-        else:
-            with self._channels.at_full_size():
-                yield
+        return nullcontext() if self._channels is None else self._channels.at_full_size()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resumption needs beside the module's and the optimizer's own state."""
@@ -381,15 +376,13 @@ class Rewirer:
         magnitude = on_update and self.semantics.gradient == "magnitude" and not self._weights_first
         gate = "magnitude" if magnitude else need is Need.ALWAYS or on_update
         if self._channels is not None:
-            if not self.is_update_step() and resize:
+            if resize and not self.is_update_step():
                 self._channels.compact_size()
-            elif not self.is_update_step():
-                self._channels.full_size()  # masks or the optimizer's state may still have to be loaded
             else:
-                self._channels.full_size()
-                if on_update:
-                    self._channels.open(self.step_count)
-                    gate = "stored magnitude" if magnitude else "stored"
+                self._channels.full_size()  # after a load, masks or the optimizer's state may still be to come
+            if on_update:
+                self._channels.open(self.step_count)
+                gate = "stored magnitude" if magnitude else "stored"
         self._module.dense_gradient = gate
 
     def _warn_once(self, message: str) -> None:
