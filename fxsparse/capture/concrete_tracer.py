@@ -37,8 +37,9 @@ from ..core.arguments import (
     structure_of,
     without_ranks,
 )
-from ..core.errors import CaptureError, InputError
+from ..core.errors import CaptureError
 from ..core.graphs import drop_unused_arithmetic, has_effect
+from .bound_example import bound_example
 from .concrete_proxy import ConcreteProxy, SizeTuple, is_number, is_plain
 from .fake_values import FakeEvaluator
 from .guards import module_state_kept, patched_python, random_state_kept, randomness_unchanged
@@ -396,15 +397,3 @@ class ConcreteTracer(fx.Tracer):
         return f"{inside}, {place[0]}: `{place[1]}`" if place else inside
 
     _user_line = staticmethod(user_line)
-
-
-def bound_example(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    """The example as arguments of `forward`."""
-    try:
-        signature = inspect.signature(model.forward)
-    except ValueError as error:
-        raise CaptureError(f"cannot capture {type(model).__name__}: its forward is not Python code") from error
-    try:
-        return signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise InputError(f"example_input does not fit {type(model).__name__}.forward{signature}: {error}") from error

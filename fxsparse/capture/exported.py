@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..core.arguments import is_object
 from ..core.errors import CaptureError
-from .concrete_tracer import bound_example
+from .bound_example import bound_example
 from .export_guards import OutsideGradientsRefused, quiet_export
 from .export_rebuild import ExportRebuilder
 from .export_sizes import every_size_dynamic
