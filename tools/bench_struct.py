@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--write", type=Path, help="also write the table to this file, in Markdown")
 
 
 def bench_struct(arguments: argparse.Namespace) -> None:
@@ -44,10 +45,14 @@ def bench_struct(arguments: argparse.Namespace) -> None:
                 figures = measured(name, layout, density, arguments)
                 found.append(figures)
                 rows.append([figures[key] for key in HEADER])
-                print(tabulate([rows[-1]], HEADER, floatfmt=FORMATS), flush=True)
-    print(tabulate(rows, HEADER, floatfmt=FORMATS))
+                print(tabulate([rows[-1]], TITLES, floatfmt=FORMATS), flush=True)
+    print(tabulate(rows, TITLES, floatfmt=FORMATS))
     machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {arguments.threads} threads"
-    print(f"x: over dense in the same memory format; batch {arguments.batch}, {arguments.device}, {machine}")
+    legend = f"x: over dense, same memory format; batch {arguments.batch}, {arguments.device}, {machine}"
+    print(legend)
+    if arguments.write:
+        arguments.write.parent.mkdir(parents=True, exist_ok=True)
+        arguments.write.write_text(PAGE.format(table=tabulate(rows, TITLES, "github", floatfmt=FORMATS), legend=legend))
     if arguments.json:
         given = {key: str(value) for key, value in vars(arguments).items() if key not in ("run", "json")}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +74,18 @@ HEADER = {
     "step_ordinary": "ordinary x",
     "step_amortised": "with rewiring x",
 }
+TITLES = list(HEADER.values())
+PAGE = """# What cutting out channels saves
+
+Written by `python tools/bench.py struct --write FILE`. RigL-struct. {legend}. Least of several rounds, taken in turns.
+
+`left`: share of the masked weights' parameters; `forward` and `step`: seconds of a dense forward pass and training step
+(SGD with momentum). `masked` multiplies masks into dense tensors. `compact` is what `sparse.compact()` gives; in training
+it is the step between two rewirings with `attach(compact=True)`. `ordinary` is the user's own model with those widths.
+`with rewiring` is the mean over an interval of 100 steps, its update step at full size and both changes of size included.
+
+{table}
+"""
 FORMATS = ("", "", ".2f", ".4f", ".4f", ".3f", ".3f", ".3f", ".4f", ".3f", ".3f", ".3f", ".3f")
 
 
