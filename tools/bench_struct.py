@@ -79,10 +79,11 @@ PAGE = """# What cutting out channels saves
 
 Written by `python tools/bench.py struct --write FILE`. RigL-struct. {legend}. Least of several rounds, taken in turns.
 
-`left`: share of the masked weights' parameters; `forward` and `step`: seconds of a dense forward pass and training step
-(SGD with momentum). `masked` multiplies masks into dense tensors. `compact` is what `sparse.compact()` gives;
-in training, it is the step between two rewirings with `attach(compact=True)`. `ordinary` is the own model at those widths.
-`with rewiring` is the mean over an interval of 100 steps, its update step at full size and both changes of size included.
+`left`: share of the masked weights' parameters. `forward` and `step`: seconds of a dense forward pass and training
+step (SGD with momentum). `masked` multiplies masks into dense tensors. `compact` is what `sparse.compact()` gives;
+in training it is the step between two rewirings with `attach(compact=True)`. `ordinary` is the user's own model
+with those widths. `with rewiring` is the mean over an interval of 100 steps, its update step at full size and both
+changes of size included.
 
 {table}
 """
