@@ -97,8 +97,8 @@ def measured(name: str, layout: str, density: float, arguments: argparse.Namespa
     device = torch.device(arguments.device)
     model = models.build(name, num_classes=arguments.classes)
     model = model.to(device, memory_format=memory_format)
-    side = models.example_input(name).shape[-1]
-    x = torch.randn(arguments.batch, 3, side, side, device=device).contiguous(memory_format=memory_format)
+    shape = models.example_input(name).shape[1:]
+    x = torch.randn(arguments.batch, *shape, device=device).contiguous(memory_format=memory_format)
     y = torch.randint(arguments.classes, (arguments.batch,), device=device)
 
     def sparse_module() -> Any:
