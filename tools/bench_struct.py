@@ -54,7 +54,7 @@ def bench_struct(arguments: argparse.Namespace) -> None:
         arguments.write.parent.mkdir(parents=True, exist_ok=True)
         arguments.write.write_text(PAGE.format(table=tabulate(rows, TITLES, "github", floatfmt=FORMATS), legend=legend))
     if arguments.json:
-        given = {key: str(value) for key, value in vars(arguments).items() if key not in ("run", "json")}
+        given = {key: str(value) for key, value in vars(arguments).items() if key not in ("run", "json", "write")}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"machine": machine, "arguments": given, "rows": found}, indent=1) + "\n")
 
