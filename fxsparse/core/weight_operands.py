@@ -128,7 +128,7 @@ def input_dependent(graph: fx.Graph) -> frozenset[fx.Node]:
     for node in graph.nodes:
         is_source = node.op == "placeholder" or operation_name(node).rstrip("_") in RANDOM
         sources = node.all_input_nodes[:1] if chooses_matrices(node) else node.all_input_nodes
-        if is_source or (any(source in found for source in sources) and not _is_number(node)):
+        if is_source or (any(source in found for source in sources) and not is_number(node)):
             found.add(node)
             if has_effect(node) and node.args and isinstance(node.args[0], fx.Node):
                 found.add(node.args[0])  # changed in place
@@ -152,7 +152,8 @@ def shape_of(node: fx.Node) -> Shape:
     return spec.shape if isinstance(spec, TensorSpec) else ()
 
 
-def _is_number(node: fx.Node) -> bool:
+def is_number(node: fx.Node) -> bool:
+    """Whether a node's value is plain numbers, such as a size: no gradient comes through it."""
     spec = record_of(node).spec
     leaves = pytree.tree_leaves(spec, is_leaf=lambda leaf: isinstance(leaf, TensorSpec))
     return spec is not None and bool(leaves) and all(isinstance(leaf, (bool, int, float, str)) for leaf in leaves)

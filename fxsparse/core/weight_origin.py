@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from .graphs import attribute, operation_name
 from .masking import apply_mask
 from .records import record_of
-from .weight_operands import chooses_matrices, shape_of
+from .weight_operands import chooses_matrices, is_number, shape_of
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _made_of(node: fx.Node) -> Iterator[fx.Node]:
     seen, open_nodes = {node}, [node]
     while open_nodes:
         current = open_nodes.pop()
-        if _is_detached(current):
+        if _is_detached(current) or is_number(current):
             continue
         yield current
         fresh = [source for source in current.all_input_nodes if source not in seen]

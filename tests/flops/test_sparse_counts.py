@@ -230,3 +230,13 @@ def test_a_backward_pass_inside_forward_is_listed_as_unknown(wants_gradient):
     assert list(sparse.flops().unknown.values()) == [("the backward pass that forward runs",)]
     assert "the backward pass that forward runs" in sparse.report()
     assert fxsparse.count_flops(Force(), x).macs == 4 * 6 * 5 + 4 * 6 * 3
+
+
+def test_a_size_carries_no_parameters():
+    """A scale made of the width of what a linear gave: the product reads numbers, not the linear's weight."""
+
+    def scaled(h):
+        return h * h.shape[-1] ** -0.5
+
+    report = fxsparse.count_flops(_AfterLinear(scaled), torch.randn(2, 4))
+    assert [node.parameters for node in report.nodes if node.operation == "mul"] == [0]
