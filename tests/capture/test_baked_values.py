@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxsparse
+from fxsparse.models.zoo.two_linears import net
 
 
 def seeded(*shape, seed=0):
@@ -21,19 +22,8 @@ def seeded(*shape, seed=0):
 X = seeded(4, 8)
 
 
-def net(forward):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
-
-    Net.forward = forward
-    torch.manual_seed(0)
-    return Net().eval()
-
-
 def both(forward, example):
-    model = net(forward)
+    model = net(forward).eval()
     return model, fxsparse.sparsify(model, example, sparsity=0.0).eval()
 
 
@@ -223,7 +213,7 @@ class Outer(nn.Module):
 @pytest.mark.parametrize("forward", [by_rank, by_rank_of_a_shape], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("opaque", [False, True])
 def test_the_number_of_dimensions_is_the_examples(forward, opaque):
-    model = Outer(net(forward)).eval() if opaque else net(forward)
+    model = (Outer(net(forward)) if opaque else net(forward)).eval()
     sparse = fxsparse.sparsify(model, seeded(2, 5, 8), sparsity=0.0).eval()
     assert sparse.capture == ("opaque" if opaque else "concrete")
     other = seeded(7, 3, 8)

@@ -2,24 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
 import fxsparse
+from fxsparse.models.zoo.two_linears import net
 
 ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-
-
-def net(forward):
-    """A module with the layers `fc` (8 to 8) and `head` (8 to 3) and the given forward."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
-
-    Net.forward = forward
-    torch.manual_seed(0)
-    return Net()
 
 
 def inference_block(self, x):

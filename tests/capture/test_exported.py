@@ -15,6 +15,7 @@ from torch import nn
 import fxsparse
 from fxsparse.core.errors import BakedSizeError
 from fxsparse.models.zoo import ZOO
+from fxsparse.models.zoo.two_linears import net
 from fxsparse.passes.trace import trace
 
 MODELS = {
@@ -25,21 +26,6 @@ MODELS = {
 }
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-
-
-def net(forward, prepare=None):
-    """A module with the layers `fc` (8 to 8) and `head` (8 to 3) and the given forward."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
-            if prepare:
-                prepare(self)
-
-    Net.forward = forward
-    torch.manual_seed(0)
-    return Net()
 
 
 def sparsify(model, example, **options):

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations
 
 import fxsparse
 from fxsparse.models.zoo import tensors
+from fxsparse.models.zoo.two_linears import net
 
 
 def seeded(*shape, seed=0):
@@ -27,23 +28,6 @@ def seeded(*shape, seed=0):
 
 X = seeded(4, 8)
 OTHERS = (seeded(6, 8), seeded(1, 8))
-
-
-def net(forward, prepare=None, **attributes):
-    """A module with the layers `fc` (8 to 8) and `head` (8 to 3) and the given forward."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
-            if prepare:
-                prepare(self)
-
-    Net.forward = forward
-    for name, value in attributes.items():
-        setattr(Net, name, value)
-    torch.manual_seed(0)
-    return Net()
 
 
 def sparsify(model, example, sparsity=0.0, **options):

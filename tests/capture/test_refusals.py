@@ -15,6 +15,7 @@ from torch.utils import checkpoint
 import fxsparse
 from fxsparse.capture.concrete_proxy import ConcreteProxy
 from fxsparse.models.zoo import ZOO, call, tensors
+from fxsparse.models.zoo.two_linears import net
 
 pytestmark = pytest.mark.usefixtures("concrete_only")
 
@@ -36,21 +37,6 @@ def refusal(model, example, capture="auto"):
 def line_number(cls, text):
     lines, first = inspect.getsourcelines(cls)
     return first + next(index for index, line in enumerate(lines) if text in line)
-
-
-def net(forward, prepare=None):
-    """A module with the layers `fc` (8 to 8) and `head` (8 to 3) and the given forward."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
-            if prepare:
-                prepare(self)
-
-    Net.forward = forward
-    torch.manual_seed(0)
-    return Net()
 
 
 OUTSIDE = nn.Parameter(torch.ones(3)) * 2

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxsparse.models.zoo import ZOO
+from fxsparse.models.zoo.two_linears import net
 from fxsparse.passes.find_sites import find_sites
 from fxsparse.passes.trace import trace
 
@@ -19,18 +20,6 @@ def found(model, example):
 
 def zoo(name):
     return found(ZOO[name].make(), ZOO[name].example())
-
-
-def net(forward, prepare=None):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
-            if prepare:
-                prepare(self)
-
-    Net.forward = forward
-    return Net()
 
 
 def test_a_site_says_what_uses_it():
