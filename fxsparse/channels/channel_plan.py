@@ -1,7 +1,6 @@
 """From a captured model and a budget to its channel sites, their numbers of atoms, and the first masks."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +120,7 @@ def masks_of(channel_sites: Sequence[ChannelSite], sites: Sequence[WeightSite], 
     }
 
 
-def channels_in(plan: ChannelPlan, sites: Sequence[WeightSite], masks: Mapping[str, Tensor]) -> dict[str, Any]:
+def channels_in(plan: ChannelPlan, sites: Sequence[WeightSite], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Which channels given masks leave; `SelectionError` unless they are masks of whole channels."""
     alive = {site.name: alive_in(site, masks) for site in plan.sites}
     for site in plan.sites:
