@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fxsparse
+from fxsparse.capture import opaque_submodules
 from fxsparse.models.zoo import ZOO
 from fxsparse.passes.trace import trace
 
@@ -219,9 +220,10 @@ def test_a_child_called_in_two_ways_is_opened_further():
     assert list(captured.units.graphs["eval"]) == ["inner.fc"]
 
 
-def test_a_unit_whose_numbers_differ_is_opened_further(monkeypatch):
-    """Its graph is run beside the module in a run of the example."""
-    from fxsparse.capture import opaque_submodules
+@pytest.fixture
+def wrong_unit(monkeypatch):
+    """The graph of the unit `head.mix` hands its input through."""
+    plain = opaque_submodules.unit_graph
 
     def wrong(graph, name):
         made = plain(graph, name)
@@ -229,8 +231,11 @@ def test_a_unit_whose_numbers_differ_is_opened_further(monkeypatch):
             made.output_node().args = (made.find_nodes(op="placeholder")[0],)
         return made
 
-    plain = opaque_submodules.unit_graph
     monkeypatch.setattr(opaque_submodules, "unit_graph", wrong)
+
+
+def test_a_unit_whose_numbers_differ_is_opened_further(wrong_unit):
+    """Its graph is run beside the module in a run of the example."""
     assert list(trace(net(), X).units.graphs["eval"]) == ["head.bare", "head.unused", "head.mix.0"]
 
 
@@ -253,17 +258,7 @@ def test_a_unit_that_cannot_be_compared_is_no_unit():
     ]
 
 
-def test_verification_compares_units_with_what_the_user_wrote(monkeypatch):
-    from fxsparse.capture import opaque_submodules
-
-    def wrong(graph, name):
-        made = plain(graph, name)
-        if name == "head.mix":
-            made.output_node().args = (made.find_nodes(op="placeholder")[0],)
-        return made
-
-    plain = opaque_submodules.unit_graph
-    monkeypatch.setattr(opaque_submodules, "unit_graph", wrong)
+def test_verification_compares_units_with_what_the_user_wrote(wrong_unit, monkeypatch):
     monkeypatch.setattr(opaque_submodules._Inside, "_differing", lambda *args: [])
     with pytest.raises(fxsparse.VerificationError, match="computes something else than the model"):
         sparsify(net())
