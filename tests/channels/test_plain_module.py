@@ -28,13 +28,14 @@ ELSEWHERE = """
 import sys
 sys.modules["fxsparse"] = None  # importing it fails
 import torch
+torch.set_num_threads(1)
 for module, x, expected in torch.load(sys.argv[1], weights_only=False):
     assert type(module).__mro__[1] is torch.fx.GraphModule, type(module).__mro__
     assert not any(name.startswith("fxsparse.") for name in sys.modules)
     for training, outputs in expected.items():
         module.train(training)
         torch.manual_seed(0)
-        assert torch.equal(module(x), outputs), (module, training)
+        torch.testing.assert_close(module(x), outputs, rtol=1e-4, atol=1e-4)
     print("equal")
 """
 
@@ -54,6 +55,8 @@ def image_models(tools):
 
 
 def test_it_is_saved_and_runs_without_fxsparse(tmp_path, tools):
+    """Another process may sum in another order: its memory lies elsewhere."""
+    torch.manual_seed(0)
     saved = []
     for model, x in image_models(tools):
         small = shrunk(model, x, tools)
