@@ -1,0 +1,101 @@
+// The three loops that everything else is made of: a sparse row times dense rows, dot products of dense rows,
+// and a sparse row times one vector.
+//
+// Dense rows lie in panels: buffers whose rows are padded to whole vectors, so that no loop here has a tail.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+#include <cstdint>
+
+namespace fxsparse {
+
+template <typename T>
+using Vec = at::vec::Vectorized<T>;
+
+template <typename T>
+constexpr int64_t lanes = Vec<T>::size();
+
+// Vectors of one row that are summed at once: enough independent sums to hide the latency of multiply-adds, and as many
+// as the registers hold with R rows.
+template <int R>
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int widest = R == 1 ? 8 : R == 2 ? 8 : R == 4 ? 4 : 2;
+#else
+constexpr int widest = R == 1 ? 8 : R == 2 ? 4 : R == 4 ? 2 : 1;
+#endif
+
+// y[r * pitch + n] = sum over p of values[p * R + r] * x[offsets[p] + n], for R rows that share a pattern and for the
+// V vectors of columns n. Each x is loaded once for R products.
+template <typename T, int R, int V>
+inline void multiply(
+    const T* x, const int32_t* offsets, const T* values, int64_t count, T* y, int64_t pitch) {
+  Vec<T> sums[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>(T(0));
+  for (int64_t p = 0; p < count; ++p) {
+    const T* from = x + offsets[p];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> column = Vec<T>::loadu(from + v * lanes<T>);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        sums[r][v] = at::vec::fmadd(Vec<T>(values[p * R + r]), column, sums[r][v]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) sums[r][v].store(y + r * pitch + v * lanes<T>);
+}
+
+// dots[j * R + r] += sum over n of y[r * pitch + n] * x[offsets[j] + n], for J rows of x at once; n runs to `length`,
+// a multiple of the lanes.
+template <typename T, int R, int J>
+inline void dot(const T* y, int64_t pitch, const T* x, const int32_t* offsets, int64_t length, T* dots) {
+  Vec<T> sums[J * R];
+  for (int i = 0; i < J * R; ++i) sums[i] = Vec<T>(T(0));
+  for (int64_t n = 0; n < length; n += lanes<T>) {
+    Vec<T> rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = Vec<T>::loadu(y + r * pitch + n);
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j) {
+      const Vec<T> column = Vec<T>::loadu(x + offsets[j] + n);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sums[j * R + r] = at::vec::fmadd(rows[r], column, sums[j * R + r]);
+    }
+  }
+  // Halves are added for all sums in turn, so that they do not wait for one another.
+  alignas(64) T parts[J * R][lanes<T>];
+  for (int i = 0; i < J * R; ++i) sums[i].store(parts[i]);
+  for (int64_t half = lanes<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < J * R; ++i)
+      for (int64_t l = 0; l < half; ++l) parts[i][l] += parts[i][l + half];
+  for (int i = 0; i < J * R; ++i) dots[i] += parts[i][0];
+}
+
+// The sum over p of values[p * R + r] * x[columns[p]], for each r.
+template <typename T, int R>
+inline void multiply_vector(const T* x, const int32_t* columns, const T* values, int64_t count, T* y) {
+  int64_t p = 0;
+  T sums[R] = {};
+  if constexpr (R == 1) {
+    constexpr int64_t chunk = 4;
+    T partial[chunk] = {};
+    Vec<T> sum[2] = {Vec<T>(T(0)), Vec<T>(T(0))};
+    alignas(64) T gathered[2][lanes<T>];
+    for (; p + 2 * lanes<T> <= count; p += 2 * lanes<T>) {
+      for (int half = 0; half < 2; ++half) {
+        for (int64_t l = 0; l < lanes<T>; ++l) gathered[half][l] = x[columns[p + half * lanes<T> + l]];
+        sum[half] = at::vec::fmadd(
+            Vec<T>::loadu(values + p + half * lanes<T>), Vec<T>::loadu(gathered[half]), sum[half]);
+      }
+    }
+    (sum[0] + sum[1]).store(gathered[0]);
+    for (int64_t l = 0; l < lanes<T>; ++l) partial[l % chunk] += gathered[0][l];
+    sums[0] = (partial[0] + partial[1]) + (partial[2] + partial[3]);
+  }
+  for (; p < count; ++p)
+    for (int r = 0; r < R; ++r) sums[r] += values[p * R + r] * x[columns[p]];
+  for (int r = 0; r < R; ++r) y[r] = sums[r];
+}
+
+}  // namespace fxsparse

@@ -1,0 +1,129 @@
+"""The operators: schemas, shapes, gradients. What computes is C++ (`csrc/`), built when it is first needed.
+
+An operator is called as `torch.ops.fxsparse.sparse_conv2d(...)`, in eager mode, in `torch.compile` graphs and in
+exported programs. Activations are what torch calls them, (images, channels, height, width); results are laid out with
+channels outermost, which elementwise operations keep, and inputs in that layout need no conversion.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SETTINGS = "int[] weight, int[2] stride, int[2] padding, int[2] dilation, int groups, int block"
+
+SCHEMAS = (
+    f"sparse_conv2d(Tensor x, Tensor values, Tensor[] pattern, Tensor? bias, {_SETTINGS}) -> Tensor",
+    f"sparse_conv2d_fused(Tensor x, Tensor values, Tensor[] pattern, Tensor? bias, Tensor? residual, {_SETTINGS}, "
+    "float? low, float? high) -> Tensor",
+    f"sparse_conv2d_input_gradient(Tensor dy, Tensor x, Tensor values, Tensor[] pattern, {_SETTINGS}) -> Tensor",
+    f"sparse_conv2d_weight_gradient(Tensor dy, Tensor x, Tensor[] pattern, {_SETTINGS}) -> Tensor",
+    "sparse_linear_fused(Tensor x, Tensor values, Tensor[] pattern, Tensor? bias, int outputs, int block, float? low, "
+    "float? high) -> Tensor",
+)
+"""`values` (count) and `pattern` as of `SparsePattern`; `weight` is the shape of the dense weight.
+
+The fused operators have no gradient: + bias, + residual, limited to [low, high].
+"""
+
+_library = torch.library.Library("fxsparse", "DEF")
+for _schema in SCHEMAS:
+    _library.define(_schema)
+_ops: Any = torch.ops.fxsparse
+
+
+def _output_shape(x: Tensor, weight: Sequence[int], stride: Any, padding: Any, dilation: Any) -> tuple[Any, ...]:
+    sizes = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    ]
+    return x.shape[0], weight[0], *sizes
+
+
+def _channel_major(like: Tensor, shape: Sequence[Any]) -> Tensor:
+    return like.new_empty((shape[1], shape[0], *shape[2:])).transpose(0, 1)
+
+
+@torch.library.register_fake("fxsparse::sparse_conv2d", lib=_library)
+def _(x, values, pattern, bias, weight, stride, padding, dilation, groups, block):
+    return _channel_major(x, _output_shape(x, weight, stride, padding, dilation))
+
+
+@torch.library.register_fake("fxsparse::sparse_conv2d_fused", lib=_library)
+def _(x, values, pattern, bias, residual, weight, stride, padding, dilation, groups, block, low, high):
+    return _channel_major(x, _output_shape(x, weight, stride, padding, dilation))
+
+
+@torch.library.register_fake("fxsparse::sparse_conv2d_input_gradient", lib=_library)
+def _(dy, x, values, pattern, weight, stride, padding, dilation, groups, block):
+    return _channel_major(dy, x.shape)
+
+
+@torch.library.register_fake("fxsparse::sparse_conv2d_weight_gradient", lib=_library)
+def _(dy, x, pattern, weight, stride, padding, dilation, groups, block):
+    return x.new_empty(pattern[1].shape[0] * block)
+
+
+@torch.library.register_fake("fxsparse::sparse_linear_fused", lib=_library)
+def _(x, values, pattern, bias, outputs, block, low, high):
+    return x.new_empty((*x.shape[:-1], outputs))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, values, pattern, bias, *settings = inputs
+    ctx.save_for_backward(x, values, *pattern)
+    ctx.settings = settings
+    ctx.has_bias = bias is not None
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple:
+    x, values, *pattern = ctx.saved_tensors
+    dx = dvalues = dbias = None
+    if ctx.needs_input_grad[0]:
+        dx = _ops.sparse_conv2d_input_gradient(dy, x, values, pattern, *ctx.settings)
+    if ctx.needs_input_grad[1]:
+        dvalues = _ops.sparse_conv2d_weight_gradient(dy, x, pattern, *ctx.settings)
+    if ctx.has_bias and ctx.needs_input_grad[3]:
+        dbias = dy.sum((0, 2, 3))
+    return dx, dvalues, [None] * len(pattern), dbias, *[None] * len(ctx.settings)
+
+
+torch.library.register_autograd("fxsparse::sparse_conv2d", _backward, setup_context=_setup_context, lib=_library)
+
+
+def sparse_conv2d(
+    x: Tensor,
+    values: Tensor,
+    pattern: list[Tensor],
+    bias: Tensor | None,
+    weight: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    block: int = 1,
+) -> Tensor:
+    """`F.conv2d` with a weight of which only active positions are stored; differentiable in `x`, `values` and `bias`.
+
+    Args:
+        x: (images, channels, height, width), float32 or float64, any strides.
+        values: (count), the stored weights in the order of `SparsePattern.indices`; of the dtype of `x`.
+        pattern: `SparsePattern.tensors`.
+        bias: (out) or None.
+        weight: shape of the dense weight.
+    """
+    return _ops.sparse_conv2d(x, values, pattern, bias, weight, stride, padding, dilation, groups, block)
+
+
+def sparse_linear(
+    x: Tensor, values: Tensor, pattern: list[Tensor], bias: Tensor | None, weight: Sequence[int], block: int = 1
+) -> Tensor:
+    """`F.linear` with a weight of which only active positions are stored; arguments as of `sparse_conv2d`."""
+    outputs, inputs = weight
+    pixels = x.reshape(-1, inputs).t()[None, :, None]  # one image of one row, a pixel for each vector
+    y = _ops.sparse_conv2d(pixels, values, pattern, bias, (outputs, inputs, 1, 1), (1, 1), (0, 0), (1, 1), 1, block)
+    return y[0, :, 0].t().reshape(*x.shape[:-1], outputs)
+
+
+sparse_conv2d_fused = _ops.sparse_conv2d_fused
+sparse_linear_fused = _ops.sparse_linear_fused
