@@ -34,9 +34,7 @@ _ops: Any = torch.ops.fxsparse
 
 
 def _output_shape(x: Tensor, weight: Sequence[int], stride: Any, padding: Any, dilation: Any) -> tuple[Any, ...]:
-    sizes = [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
-    ]
+    sizes = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
     return x.shape[0], weight[0], *sizes
 
 
@@ -66,7 +64,7 @@ def _(dy, x, pattern, weight, stride, padding, dilation, groups, block):
 
 @torch.library.register_fake("fxsparse::sparse_linear_fused", lib=_library)
 def _(x, values, pattern, bias, outputs, block, low, high):
-    return x.new_empty((*x.shape[:-1], outputs))
+    return x.new_empty((outputs, *x.shape[:-1])).movedim(0, -1)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
