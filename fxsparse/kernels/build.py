@@ -28,3 +28,8 @@ def load_kernels() -> None:
         build_directory=str(folder),
         is_python_module=False,
     )
+
+
+def cache_folder() -> Path:
+    """Where built kernels and measurements are kept."""
+    return Path(os.environ.get("FXSPARSE_CACHE", Path.home() / ".cache/fxsparse"))
