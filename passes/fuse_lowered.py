@@ -70,21 +70,23 @@ def _fuse_sparse(root: nn.Module, node: fx.Node, tensors: dict[str, Tensor]) -> 
     starts = attribute(root, str(pattern[0].target))  # type: ignore[union-attr, index]
     values = attribute(root, str(weight.target)).detach()  # type: ignore[union-attr]
     added = None if bias is None else attribute(root, str(bias.target)).detach()  # type: ignore[union-attr]
-    last, residual = node, None
+    chain, residual = [node], None
     affine = None if linear else _batch_norm_after(root, node)
     if affine is not None:
-        last = _only_user(node)
+        chain.append(_only_user(node))
         rows = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
         scale = affine.scale.reshape(-1, block)[rows].flatten()
         values, added = _scaled(values, scale), _shifted(added, affine, values.dtype)
-    addition = None if linear else _addition_after(last)
+    addition = None if linear else _addition_after(chain[-1])
     if addition is not None and _may_move(root, node, addition[0]):
-        last, residual = addition
-    limits = _limits_after(root, last)
-    if limits is not None and _may_move(root, node, _only_user(last)):
-        last = _only_user(last)
-    else:
-        limits = None
+        chain.append(addition[0])
+        residual = addition[1]
+    limits = _limits_after(root, chain[-1])
+    if limits is not None:
+        chain.append(_only_user(chain[-1]))
+        if not _may_move(root, node, chain[-1]):
+            limits = None
+            chain.pop()
     low, high = limits or (None, None)
     name = node.name
     tensors[f"{name}_values"] = values.clone()
@@ -93,7 +95,7 @@ def _fuse_sparse(root: nn.Module, node: fx.Node, tensors: dict[str, Tensor]) -> 
     if added is not None:
         tensors[f"{name}_bias"] = added.clone()
     graph = node.graph
-    with graph.inserting_before(last):
+    with graph.inserting_before(chain[-1]):
         own = {label: graph.create_node("get_attr", f"{name}_{label}") for label in ("values", "starts", "columns")}
         new_bias = graph.create_node("get_attr", f"{name}_bias") if added is not None else None
         given = (x, own["values"], [own["starts"], own["columns"]], new_bias)
@@ -101,7 +103,7 @@ def _fuse_sparse(root: nn.Module, node: fx.Node, tensors: dict[str, Tensor]) -> 
             new = graph.call_function(fused_linear, (*given, shape[0], block, low, high))  # type: ignore[index]
         else:
             new = graph.call_function(fused_conv, (*given, residual, shape, *settings, low, high))
-    _replace(node, last, new)
+    _replace(chain, new)
 
 
 def _may_move(root: nn.Module, node: fx.Node, last: fx.Node) -> bool:
@@ -118,22 +120,12 @@ def _may_move(root: nn.Module, node: fx.Node, last: fx.Node) -> bool:
     return True
 
 
-def _replace(first: fx.Node, last: fx.Node, new: fx.Node) -> None:
-    """`new` in the place of a chain of nodes that only read one another."""
-    update_record(new, module=record_of(first).module, spec=record_of(last).spec)
-    last.replace_all_uses_with(new)
-    node, graph = last, last.graph
-    while True:
-        before = None if node is first else next(n for n in node.all_input_nodes if _reaches(first, n))
-        graph.erase_node(node)
-        if before is None:
-            return
-        node = before
-
-
-def _reaches(first: fx.Node, node: fx.Node) -> bool:
-    """Whether `node` is in the chain that starts at `first`: it has no users left."""
-    return not node.users and (node is first or any(_reaches(first, n) or n is first for n in node.all_input_nodes))
+def _replace(chain: list[fx.Node], new: fx.Node) -> None:
+    """`new` in the place of nodes of which each is read by the next one alone."""
+    update_record(new, module=record_of(chain[0]).module, spec=record_of(chain[-1]).spec)
+    chain[-1].replace_all_uses_with(new)
+    for node in reversed(chain):
+        node.graph.erase_node(node)
 
 
 # -- dense layers -----------------------------------------------------------------------------------------
