@@ -78,15 +78,15 @@ def _fuse_sparse(root: nn.Module, node: fx.Node, tensors: dict[str, Tensor]) -> 
         scale = affine.scale.reshape(-1, block)[rows].flatten()
         values, added = _scaled(values, scale), _shifted(added, affine, values.dtype)
     addition = None if linear else _addition_after(chain[-1])
-    if addition is not None and _may_move(root, node, addition[0]):
+    if addition is not None and _may_move(root, chain, addition[0]):
         chain.append(addition[0])
         residual = addition[1]
     limits = _limits_after(root, chain[-1])
     if limits is not None:
-        chain.append(_only_user(chain[-1]))
-        if not _may_move(root, node, chain[-1]):
+        if _may_move(root, chain, _only_user(chain[-1])):
+            chain.append(_only_user(chain[-1]))
+        else:
             limits = None
-            chain.pop()
     low, high = limits or (None, None)
     name = node.name
     tensors[f"{name}_values"] = values.clone()
@@ -106,17 +106,19 @@ def _fuse_sparse(root: nn.Module, node: fx.Node, tensors: dict[str, Tensor]) -> 
     _replace(chain, new)
 
 
-def _may_move(root: nn.Module, node: fx.Node, last: fx.Node) -> bool:
-    """Whether nothing between a node and one that comes to depend on it changes tensors in place."""
-    between = node.next
-    while between is not last:
+def _may_move(root: nn.Module, chain: list[fx.Node], last: fx.Node) -> bool:
+    """Whether nothing between a chain of nodes and one that comes to be a part of it changes tensors in place."""
+    between = chain[0]
+    while between.next is not last:
+        between = between.next
+        if between in chain:
+            continue
         if operation_name(between) in IN_PLACE_OPERATORS or between.kwargs.get("inplace"):
             return False
         if operation_name(between).endswith("_") and not operation_name(between).endswith("__"):
             return False
         if between.op == "call_module" and getattr(attribute(root, str(between.target)), "inplace", False):
             return False
-        between = between.next
     return True
 
 
