@@ -24,16 +24,15 @@ from ..core.errors import FxSparseWarning, RuntimeStateError
 from .channel_state import ChannelState
 from .compaction import Compaction
 from .history import History, Rewiring
+from .masked_blocks import MaskedBlocks
 from .masked_channels import MaskedChannels
 from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need, Pattern
 from .optimizer_check import check_optimizer
 from .schedule import Schedule
 from .semantics import Semantics
-from .telemetry import SiteTelemetry, Telemetry, telemetry_table
-
-THIN = 0.1
-"""A layer with less than this share of the weights that the allocation gave it is about to be emptied."""
+from .sites import Site, StoredSite, Watched
+from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 
 
 class Rewirer:
@@ -57,7 +56,10 @@ class Rewirer:
         semantics: Semantics,
         compaction: Compaction | None = None,
     ) -> None:
-        """`targets` are active connections by site; with a `compaction`, training goes on at the compact size."""
+        """`targets` are active units by site (weights, blocks, channels).
+
+        With a `compaction`, training goes on at the compact size.
+        """
         check_optimizer(module, optimizer)
         method.check(optimizer)
         self.method = copy.deepcopy(method)  # what it remembers is this run's
@@ -68,15 +70,20 @@ class Rewirer:
         self.skipped_updates = 0
         self._module = module
         self._optimizer = optimizer
-        self._weights = [MaskedSite(module, site, targets.get(site.name, site.numel)) for site in module.sites]
+        stored = [MaskedSite(module, site, targets.get(site.name, site.numel)) for site in module.sites]
+        self._weights: Sequence[StoredSite] = stored
         self._channels: ChannelState | None = None
-        self._sites: list = self._weights
+        self._sites: Sequence[Site] = stored
+        if module.unit_layouts:
+            self._sites = [MaskedBlocks(site, module.unit_layouts[site.name], targets[site.name]) for site in stored]
+        watched: Sequence[Watched] = stored
         if module.channel_sites:
             self._channels = ChannelState(module, optimizer, module.channel_sites, seed, compaction)
             score = semantics.channel_score
-            self._sites = [MaskedChannels(self._channels, s, targets[s.name], score) for s in module.channel_sites]
+            channels = [MaskedChannels(self._channels, s, targets[s.name], score) for s in module.channel_sites]
+            self._sites = watched = channels
         self.initial_counts = self._active_counts()
-        self._telemetry = Telemetry(self._sites)
+        self._telemetry = Telemetry(watched)
         self._weights_first = (
             not method.one_shot
             and not {
@@ -175,6 +182,7 @@ class Rewirer:
             "schedule": asdict(self.schedule),  # type: ignore[call-overload]
             "semantics": asdict(self.semantics),
             "seed": self.seed,
+            "granularity": str(self._module.granularity),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,7 +194,7 @@ class Rewirer:
         if not isinstance(state, dict) or "step_count" not in state:
             raise RuntimeStateError(f"not the state of a rewirer: {state!r}"[:200])
         for key, value in self._settings().items():
-            if state.get(key) != value:
+            if state.get(key) != value and (key in state or key != "granularity"):  # older states have none
                 raise RuntimeStateError(
                     f"the saved rewirer has {key} {state.get(key)!r}, this one {value!r}; attach with the same settings"
                 )
@@ -256,7 +264,7 @@ class Rewirer:
 
     # -- rewiring -----------------------------------------------------------------------------------------
 
-    def _gradients(self, sites: Sequence[MaskedSite]) -> list[Tensor | None]:
+    def _gradients(self, sites: Sequence[Site]) -> list[Tensor | None]:
         if not self.method.reads_gradient:
             return [None] * len(sites)
         # A fused optimizer under GradScaler is handed scaled gradients, and the scale.
@@ -264,7 +272,7 @@ class Rewirer:
         gradients = [site.gradient() for site in sites]
         return gradients if scale is None else [None if g is None else g / scale for g in gradients]
 
-    def _movable(self, site: MaskedSite) -> bool:
+    def _movable(self, site: Site) -> bool:
         """A site that the allocation makes dense stays so: there is nothing to choose in it."""
         return site.target < site.size or site.active < site.size
 
@@ -283,7 +291,7 @@ class Rewirer:
             self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
             return
         if present and self.method.one_shot:  # there is no later rewiring: what has no gradient has no influence
-            pairs = [(site, torch.zeros_like(site.weight) if g is None else g) for site, g in pairs]
+            pairs = [(site, site.zero_gradient() if g is None else g) for site, g in pairs]
         ready = [(site, gradient) for site, gradient in pairs if gradient is not None or not needed]
         if len(ready) < len(pairs):
             lacking = [site.name for site, gradient in pairs if gradient is None]
@@ -298,7 +306,7 @@ class Rewirer:
             self._take_over(sites, patterns, given, moment)
 
     def _take_over(
-        self, sites: list[MaskedSite], patterns: list[Pattern], gradients: list[Tensor | None], moment: Moment
+        self, sites: list[Site], patterns: list[Pattern], gradients: list[Tensor | None], moment: Moment
     ) -> None:
         state = "kept" if self.method.feeds_optimizer else self.semantics.optimizer_state
         zeroed = self.semantics.regrown == "zeroed"
@@ -307,7 +315,8 @@ class Rewirer:
         if self._channels is not None:
             self._channels.open(moment.step)
         for site, pattern, gradient in zip(sites, patterns, gradients, strict=True):
-            self._warn_of_a_thin_layer(site, pattern.active)
+            if is_thin(site, pattern.active):
+                self._warn_once(thin_message(site, pattern.active, self.step_count))
             kept = pattern.kept if zeroed else None
             grown = site.take_over(pattern.mask, pattern.active, self._optimizer, kept, state)
             counts.append(grown.sum())
@@ -317,7 +326,7 @@ class Rewirer:
             self._channels.close()
         self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
 
-    def _record(self, moment: Moment, sites: list[MaskedSite], counts: Tensor, norms: Tensor | None = None) -> None:
+    def _record(self, moment: Moment, sites: Sequence[Site], counts: Tensor, norms: Tensor | None = None) -> None:
         names = [site.name for site in sites]
         self._history.add(moment.step, moment.fraction, names, counts, self._active_counts(), norms)
 
@@ -343,13 +352,6 @@ class Rewirer:
         if (moment.step + 1) % getattr(self.schedule, "interval", 1) == 0:
             self._record(moment, sites, self._walked)
             self._walked = None
-
-    def _warn_of_a_thin_layer(self, site: MaskedSite, active: int) -> None:
-        if active < THIN * site.target or (active == 0 and site.target > 0):
-            self._warn_once(
-                f"{site.name} is about to be emptied: {active} of the {site.target} weights that its allocation gives "
-                f"it are left at step {self.step_count}; a higher density, or dense=({site.name!r},), keeps it"
-            )
 
     def _skip(self, moment: Moment, reason: str) -> None:
         self.skipped_updates += 1
