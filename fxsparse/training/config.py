@@ -50,9 +50,9 @@ def redistribution_names() -> list[str]:
     return list(REDISTRIBUTIONS)
 
 
-def canonical_granularity(name: str) -> str:
-    """`04x1` is `4x1`."""
-    return str(read_granularity(name))
+def canonical_granularity(given: Any) -> str:
+    """`(4, 1)` is `4x1`."""
+    return str(read_granularity(given))
 
 
 def semantics_names() -> list[str]:
@@ -112,6 +112,7 @@ class TrainConfig:
         "what is dropped and grown as one: weight, channel, or 4x1: the weights of 4 output channels at one input "
         "position",
         canonical=canonical_granularity,
+        spellings=True,
     )
     compact: bool = option(
         False, "of channels: train with those that are active only, at the compact size", changeable=True
