@@ -7,6 +7,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from .core.channel_sites import ChannelPlan
+from .core.granularity import Granularity, UnitLayout
 from .core.records import Uncovered, WeightSite
 from .flops import FlopReport
 from .flops.tables import convention_line, warnings
@@ -65,6 +66,12 @@ def site_report(
         )
     lines += warnings(flops)
     return "\n".join(lines)
+
+
+def unit_lines(granularity: Granularity, layouts: Mapping[str, UnitLayout]) -> list[str]:
+    """What is dropped and grown as one, where that is not said elsewhere, and where it is smaller than that."""
+    smaller = [line for name, layout in layouts.items() if (line := layout.describe(name))]
+    return [line for line in (granularity.phrase, *(f"  smaller ones: {line}" for line in smaller)) if line]
 
 
 def channel_lines(plan: ChannelPlan, alive: Mapping[str, Tensor]) -> list[str]:

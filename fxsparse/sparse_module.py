@@ -17,18 +17,27 @@ from .channels.analysis import captured_for_channels
 from .channels.channel_plan import channels_in
 from .core.channel_allocation import extents_of, kept_elements
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
-from .core.errors import ConfigError, RuntimeStateError, SelectionError
+from .core.errors import ConfigError, RuntimeStateError
+from .core.granularity import SINGLE_WEIGHTS, Granularity, UnitLayout, check_units, layouts_of
 from .core.masking import bernoulli_mask, floor_count, random_mask, seeded_generator
 from .core.records import Captured, Uncovered, WeightSite, specs_of
 from .flops import FlopReport, count_module, planned_cost
 from .kernels import update_steps
-from .lowering import LoweredStorage, captured_by, check_lowered, check_trains_lowered, decide, lower_for_inference
+from .lowering import (
+    LoweredStorage,
+    captured_by,
+    check_lowered,
+    check_trains_lowered,
+    decide,
+    kernel_block,
+    lower_for_inference,
+)
 from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
 from .passes.lower_weights import RUN
 from .passes.remove_masks import remove_masks
 from .passes.trace import split_example
-from .report import channel_lines, site_report
+from .report import channel_lines, site_report, unit_lines
 from .runtime.compaction import Compaction
 from .runtime.lowered_site import Storage
 from .runtime.methods import Method
@@ -49,6 +58,8 @@ class SparseModule(CapturedModule):
         seed: of the initial masks and of every random choice while rewiring.
         semantics: the choices on which published implementations differ.
         channels: the channel sites, where whole channels are dropped and grown; else None.
+        granularity: what is dropped and grown as one.
+        unit_layouts: weight name -> its units, where they are blocks of weights; else empty.
         dense_gradient: whether `weight.grad` is dense in the present step (or the magnitude of it); the rewirer
             sets it.
         lowered_run: under which number lowered calls remember what a dense gradient is made of.
@@ -62,6 +73,8 @@ class SparseModule(CapturedModule):
     seed: int
     semantics: Semantics
     channels: ChannelPlan | None
+    granularity: Granularity
+    unit_layouts: Mapping[str, UnitLayout]
     dense_gradient: bool | str
     lowered_run: int
     _rewirer: Rewirer | None
@@ -79,12 +92,13 @@ class SparseModule(CapturedModule):
         semantics: Semantics | None = None,
         masks: Mapping[str, Tensor] | None = None,
         channels: ChannelPlan | None = None,
+        granularity: Granularity = SINGLE_WEIGHTS,
     ) -> None:
         """`sparsities` are what the method aims at; `masks`, where given, take the place of random ones.
 
-        With `channels`, whole channels are dropped and grown, and `masks` have to be given.
+        With `channels`, whole channels are dropped and grown, and `masks` have to be given. Of units such as blocks,
+        `sparsities` are shares of them.
         """
-        _refuse_existing_masks(captured.model, sites)
         insert_masks(captured, sites)
         super().__init__(captured)
         self.sites = tuple(sites)
@@ -95,6 +109,8 @@ class SparseModule(CapturedModule):
         self.seed = seed
         self.semantics = semantics or Semantics()
         self.channels = channels
+        self.granularity = granularity
+        self.unit_layouts = layouts_of(granularity, sites)
         self.dense_gradient = False
         self.lowered_run = update_steps.new_run()
         self._rewirer = None
@@ -114,6 +130,9 @@ class SparseModule(CapturedModule):
             return torch.empty(weight.shape, dtype=torch.bool, device="meta")
         generator = seeded_generator(self.seed, "mask", site.name)
         draw = bernoulli_mask if self.semantics.initial_masks == "bernoulli" else random_mask
+        layout = self.unit_layouts.get(site.name)
+        if layout is not None:
+            return layout.spread(draw(torch.Size(layout.grid), sparsity, generator)).to(weight.device)
         return draw(weight.shape, sparsity, generator).to(weight.device)
 
     # -- what is masked -----------------------------------------------------------------------------------
@@ -136,8 +155,9 @@ class SparseModule(CapturedModule):
     @property
     def active_counts(self) -> dict[str, int]:
         """Weight name -> number of active weights."""
+        first = self.method.initial_sparsity
         return {
-            name: mask.numel() - floor_count(self.method.initial_sparsity(self.target_sparsities[name]), mask.numel())
+            name: self._elements(name, self._kept_units(name, first(self.target_sparsities[name])))
             if mask.is_meta
             else int(mask.sum())
             for name, mask in self.masks.items()
@@ -151,9 +171,26 @@ class SparseModule(CapturedModule):
     @property
     def target_counts(self) -> dict[str, int]:
         """Weight name -> number of active weights that the allocation gives it; the masks need not be there yet."""
-        return {
-            site.name: site.numel - floor_count(self.target_sparsities[site.name], site.numel) for site in self.sites
-        }
+        return {name: self._elements(name, kept) for name, kept in self.target_units.items()}
+
+    @property
+    def target_units(self) -> dict[str, int]:
+        """Weight name -> number of active units (weights, or blocks of them) that the allocation gives it."""
+        return {site.name: self._kept_units(site.name, self.target_sparsities[site.name]) for site in self.sites}
+
+    @property
+    def unit_counts(self) -> dict[str, int]:
+        """Weight name -> number of its units: of its elements, or of blocks of them."""
+        layouts = self.unit_layouts
+        return {site.name: layouts[site.name].units if layouts else site.numel for site in self.sites}
+
+    def _kept_units(self, name: str, sparsity: float) -> int:
+        units = self.unit_counts[name]
+        return units - floor_count(sparsity, units)
+
+    def _elements(self, name: str, units: int) -> int:
+        """How many elements of a weight so many units have; on average, where they differ in size."""
+        return self.unit_layouts[name].elements(units) if self.unit_layouts else units
 
     @property
     def target_parameters(self) -> int:
@@ -224,6 +261,9 @@ class SparseModule(CapturedModule):
             given = {site.name: state_dict[site.mask_name] for site in self.sites}
             if all(given[site.name].shape == site.shape for site in self.sites):
                 channels_in(self.channels, self.sites, given)
+        for name, layout in self.unit_layouts.items():
+            if f"{name}_mask" in state_dict:
+                check_units(name, state_dict[f"{name}_mask"], layout, self.granularity)
         with self._at_full_size():
             result = super().load_state_dict(state_dict, strict, assign)
             self.apply_masks_()
@@ -249,10 +289,13 @@ class SparseModule(CapturedModule):
         """From which step of a run on each weight will have how many active elements, as far as it can be known."""
         if self.channels is not None:
             return self._planned_by_channels(self.channels, total_steps)
-        counts = self.active_counts
-        sizes = {site.name: site.numel for site in self.sites}
-        targets = self.target_counts if self.method.initial_sparsity(0.5) != 0.5 else counts
-        return self.method.planned_counts(sizes, targets, self.schedule(total_steps), total_steps)
+        if self.method.initial_sparsity(0.5) == 0.5:
+            sizes, targets = {site.name: site.numel for site in self.sites}, self.active_counts
+            return self.method.planned_counts(sizes, targets, self.schedule(total_steps), total_steps)
+        planned = self.method.planned_counts(
+            self.unit_counts, self.target_units, self.schedule(total_steps), total_steps
+        )
+        return [(step, {name: self._elements(name, kept) for name, kept in counts.items()}) for step, counts in planned]
 
     def _planned_by_channels(self, plan: ChannelPlan, total_steps: int) -> list[tuple[int, dict[str, int]]]:
         sizes = {site.name: site.size for site in plan.sites}
@@ -292,7 +335,7 @@ class SparseModule(CapturedModule):
         semantics = self.semantics
         if update_weights_first is not None:
             semantics = dataclasses.replace(semantics, weight_update="first" if update_weights_first else "replaced")
-        targets: Mapping[str, int] = self.target_counts
+        targets: Mapping[str, int] = self.target_units
         compaction = None
         if self.channels is not None:
             targets = {**targets, **self.channels.targets}
@@ -372,7 +415,7 @@ class SparseModule(CapturedModule):
     ) -> None:
         if self._storage is not None:
             return
-        blocks = {site.name: 1 for site in self.sites}
+        blocks = {site.name: kernel_block(site, self.granularity) for site in self.sites}
         captured = captured_by(self, example)
         decisions, calls = decide(captured, self.sites, self.active_counts, blocks, layers, train)
         shapes = {site.name: site.shape for site in self.sites}
@@ -410,6 +453,7 @@ class SparseModule(CapturedModule):
             heading.append(f"not by the one before it: {self.capture_reason}")
         if self.channels is not None:
             heading += channel_lines(self.channels, self.active_channels)
+        heading += unit_lines(self.granularity, self.unit_layouts)
         return site_report(heading, self.sites, self.active_counts, self.flops(), self.uncovered, self.notes)
 
     def fold(self) -> CapturedModule:
@@ -472,12 +516,3 @@ class SparseModule(CapturedModule):
             own = super().__deepcopy__(memo)
         assert isinstance(own, SparseModule)
         return own
-
-
-def _refuse_existing_masks(model: nn.Module, sites: Sequence[WeightSite]) -> None:
-    for site in sites:
-        owner, _, mask = site.mask_name.rpartition(".")
-        if hasattr(model.get_submodule(owner), mask):
-            raise SelectionError(
-                f"{site.mask_name} already exists: is the model sparsified or pruned already? Start from the plain one"
-            )

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .core.errors import (
     check_number,
     nearest,
 )
+from .core.granularity import SINGLE_WEIGHTS, Given, Granularity, UnitLayout, check_units, layouts_of
 from .core.records import Captured, WeightSite
 from .passes.allocate_sparsity import allocate_sparsity
 from .passes.annotate_shapes import annotate_shapes
@@ -33,7 +35,7 @@ from .passes.select_sites import Selectors, select_sites
 from .passes.solve_flop_budget import solve_flop_budget
 from .passes.trace import trace
 from .passes.verify import verify as verify_outputs
-from .runtime.granularity import check_granularity
+from .runtime.granularity import check_granularity, check_movement
 from .runtime.methods import METHODS, Method, make_method
 from .runtime.methods import method_options as list_options
 from .runtime.schedule import UpdateSchedule
@@ -62,7 +64,7 @@ def sparsify(
     dense: Selectors = (),
     explicit: Mapping[str, float] | None = None,
     power: float = 1.0,
-    granularity: str = "weight",
+    granularity: Given = "weight",
     seed: int = 0,
     capture: str = "auto",
     verify: bool = True,
@@ -101,7 +103,8 @@ def sparsify(
             density 1 inside the budget.
         explicit: weight name or glob -> sparsity, for sites that are given rather than solved.
         power: exponent on the ER and ERK proportions.
-        granularity: what is dropped and grown as one: single weights (`"weight"`), or whole channels (`"channel"`),
+        granularity: what is dropped and grown as one: single weights (`"weight"`); blocks of them, such as `(4, 1)` or
+            `"4x1"`: those of 4 consecutive output channels at one input position; or whole channels (`"channel"`),
             which can be cut out of the graph. `sparsity` is then counted as after cutting them out.
         seed: of the initial masks and of every random choice while rewiring.
         capture: how the graph is made: `"concrete"` (a tracer that knows the example), `"export"` (`torch.export`),
@@ -114,7 +117,7 @@ def sparsify(
     """
     method = _method(method, semantics, redistribution, method_options)
     semantics = make_semantics(semantics)
-    granularity = check_granularity(method, granularity, semantics)
+    chosen = check_granularity(method, granularity, semantics)
     if sparsity is not None and flops is not None:
         raise ConfigError("sparsity and flops: give one of the two, not both")
     if masks is not None and (sparsity is not None or flops is not None):
@@ -157,7 +160,8 @@ def sparsify(
         captured, sites, uncovered, include=include, exclude=exclude, dense=dense
     )
     channels = None
-    if granularity == "channel":
+    layouts = layouts_of(chosen, sites)
+    if chosen.kind == "channel":
         channels, sparsities, masks = _channels(
             captured,
             sites,
@@ -172,7 +176,7 @@ def sparsify(
             power=power,
         )
     elif masks is not None:
-        sparsities = _sparsities_of(masks, sites)
+        sparsities = _sparsities_of(masks, sites, layouts, chosen)
     elif not method.target_sparsity(sparsity):
         sparsities = {site.name: 0.0 for site in sites}
     else:
@@ -185,11 +189,13 @@ def sparsify(
         if flops is not None:
             costs = count_flops(captured.model, captured.graphs["eval"], {})
             costs += count_units(captured.model, captured.units, {})
-            sparsity = solve_flop_budget(costs, sites, flops, distribution, **goal)
+            units = {name: layout.units for name, layout in layouts.items()}
+            sparsity = solve_flop_budget(costs, sites, flops, distribution, units=units, **goal)
         sparsities = allocate_sparsity(sites, sparsity, distribution, **goal)
+    check_movement(method, layouts, sparsities)
     eager = captured.model
     sparse = SparseModule(
-        captured, sites, uncovered, sparsities, method, schedule_options, seed, semantics, masks, channels
+        captured, sites, uncovered, sparsities, method, schedule_options, seed, semantics, masks, channels, chosen
     )
     if verify and not any(tensor.is_meta for tensor in sparse.parameters()):
         sparse.notes += verify_outputs(captured.name, eager, sparse, example_input)
@@ -250,8 +256,13 @@ def _narrowed(model: nn.Module, example_input: Any, seed: int, goal: Mapping[str
     return narrow(model, example_input, sparse.target_parameters, seed)
 
 
-def _sparsities_of(masks: Mapping[str, Tensor], sites: Sequence[WeightSite]) -> dict[str, float]:
-    """What the given masks remove of each site; `SelectionError` unless they are the sites' masks."""
+def _sparsities_of(
+    masks: Mapping[str, Tensor],
+    sites: Sequence[WeightSite],
+    layouts: Mapping[str, UnitLayout] = MappingProxyType({}),
+    granularity: Granularity = SINGLE_WEIGHTS,
+) -> dict[str, float]:
+    """What the given masks remove of each site's weights, or units; `SelectionError` unless they are its masks."""
     names = [site.name for site in sites]
     for name in masks:
         if name not in names:
@@ -263,4 +274,8 @@ def _sparsities_of(masks: Mapping[str, Tensor], sites: Sequence[WeightSite]) -> 
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != tuple(site.shape):
             kind = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise SelectionError(f"masks: {site.name} is {kind}; it takes a bool tensor of shape {tuple(site.shape)}")
-    return {site.name: 1.0 - int(masks[site.name].sum()) / site.numel for site in sites}
+    removed = {site.name: masks[site.name].logical_not() for site in sites}
+    for name, layout in layouts.items():
+        check_units(name, masks[name], layout, granularity)
+        removed[name] = layout.gather(removed[name])
+    return {name: int(units.sum()) / units.numel() for name, units in removed.items()}

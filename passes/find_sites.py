@@ -10,6 +10,7 @@ from torch import fx, nn
 from fxsparse.core.arguments import check_decision
 from fxsparse.core.graphs import attribute, has_effect, operand, operation_name
 from fxsparse.core.operations import EMBEDDINGS, PRODUCTS, WEIGHTED
+from fxsparse.core.output_channels import output_channels
 from fxsparse.core.records import Captured, SiteUse, Uncovered, WeightSite, record_of
 from fxsparse.core.weight_operands import WeightOperand, input_dependent, weight_operands
 from fxsparse.core.weight_origin import Origin, origins_of, parameters_behind
@@ -75,6 +76,7 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
             uncovered.append(Uncovered(name, tuple(parameter.shape), reason))
             continue
         matrix = _matrix(parameter, found.operands)
+        output_dim, output_groups = output_channels(parameter, found.operands)
         owner = type(model.get_submodule(name.rpartition(".")[0]))
         sites.append(
             WeightSite(
@@ -89,6 +91,8 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
                 matrix=matrix if matrix != tuple(parameter.shape) else (),
                 form=_form(found.operands),
                 looks_like_a_table=_looks_like_a_table(name, owner, found.uses),
+                output_dim=output_dim,
+                output_groups=output_groups,
             )
         )
     return sorted(sites, key=_execution_order(captured)), uncovered

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from fxsparse.core.errors import SelectionError
 from fxsparse.core.masking import apply_mask
 from fxsparse.core.records import Captured, WeightSite, record_of, update_record
 
@@ -20,7 +21,16 @@ def insert_masks(captured: Captured, sites: Sequence[WeightSite]) -> bool:
 
     Returns:
         Whether anything changed.
+
+    Raises:
+        SelectionError: a module that has such a mask already.
     """
+    for site in sites:
+        owner, _, existing = site.mask_name.rpartition(".")
+        if hasattr(captured.model.get_submodule(owner), existing):
+            raise SelectionError(
+                f"{site.mask_name} already exists: is the model sparsified or pruned already? Start from the plain one"
+            )
     masks = {site.name: site.mask_name for site in sites}
     changed = False
     for _, graph in captured.all_graphs():

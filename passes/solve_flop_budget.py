@@ -19,12 +19,14 @@ def solve_flop_budget(
     explicit: Mapping[str, float] | None = None,
     power: float = 1.0,
     dense_inside: bool = True,
+    units: Mapping[str, int] | None = None,
 ) -> float:
     """The sparsity that `allocate_sparsity` needs, with the same options, to cost `flops` times the dense graph.
 
     Args:
         nodes: what every node of the graph costs; nodes without a site's weight stay as they are.
         flops: cost over the dense cost, in (0, 1], met to one part in a thousand.
+        units: weight name -> in how many units (blocks) it is masked, where these are not single weights.
 
     Raises:
         AllocationError: a budget that this distribution cannot meet, with what it can.
@@ -34,7 +36,7 @@ def solve_flop_budget(
         if node.weight in macs:
             macs[node.weight] += node.macs
     other_macs = sum(node.macs for node in nodes) - sum(macs.values())
-    sizes = {site.name: site.numel for site in sites}
+    sizes = {site.name: site.numel for site in sites} | dict(units or {})
 
     def allocated(sparsity: float) -> dict[str, float]:
         return allocate_sparsity(

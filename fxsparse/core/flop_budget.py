@@ -22,7 +22,7 @@ def solve_flop_budget(
     The cost falls as the sparsity grows, so bisection finds it; costs are those of whole weights.
 
     Args:
-        sizes: name -> number of weights.
+        sizes: name -> number of weights, or of the units of them that are kept or removed as one.
         flops: wanted cost over the dense cost, in (0, 1].
         allocated: from an overall sparsity to the sparsity of every site; raises `AllocationError` where
             there is no solution.

@@ -92,6 +92,8 @@ class WeightSite:
         form: how the weight comes from the parameter, where it is not the parameter itself; for reports.
         looks_like_a_table: whether only products use it, and it belongs to an embedding or its name says that it holds
             positions or tokens.
+        output_dim: the dimension of `shape` over the output channels; None where it is not known.
+        output_groups: into how many groups (of a convolution) that dimension falls.
     """
 
     name: str
@@ -105,6 +107,8 @@ class WeightSite:
     matrix: tuple[int, ...] = ()
     form: str = ""
     looks_like_a_table: bool = False
+    output_dim: int | None = 0
+    output_groups: int = 1
 
     @property
     def matrices(self) -> int:

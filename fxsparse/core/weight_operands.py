@@ -31,12 +31,14 @@ class WeightOperand:
         operation: name of the operation, for reports.
         matrix: `(out, in, *kernel)` of one matrix of the argument; a batch of matrices has several.
         groups: of a convolution.
+        output_axis: of `node`'s value, the axis over output channels (of several the last); None where there is none.
     """
 
     node: fx.Node
     operation: str
     matrix: Shape
     groups: int = 1
+    output_axis: int | None = 0
 
 
 def weight_operands(node: fx.Node, from_input: frozenset[fx.Node]) -> list[WeightOperand]:
@@ -57,7 +59,9 @@ def _operands(node: fx.Node, from_input: frozenset[fx.Node]) -> Iterator[WeightO
         weight = operand(node, operation.weight, "weight")
         groups = operand(node, 6, "groups") if operation.kernel_rank else 1
         if isinstance(weight, fx.Node):
-            yield WeightOperand(weight, operation.name, shape_of(weight), groups if isinstance(groups, int) else 1)
+            groups = groups if isinstance(groups, int) else 1
+            axis = 1 if operation.name.startswith("conv_transpose") else 0
+            yield WeightOperand(weight, operation.name, shape_of(weight), groups, axis)
     elif node.target in FUSED:
         for weight in FUSED[node.target].weights(node):
             if isinstance(weight, fx.Node):
@@ -74,7 +78,8 @@ def _operands(node: fx.Node, from_input: frozenset[fx.Node]) -> Iterator[WeightO
                 shape = shape_of(factor)
                 if len(shape) >= 2:
                     matrix = shape[-2:] if index == 0 else shape[:-3:-1]
-                    yield WeightOperand(factor, operation_name(node).strip("_"), matrix)
+                    axis = -2 if index == 0 else -1
+                    yield WeightOperand(factor, operation_name(node).strip("_"), matrix, output_axis=axis)
 
 
 def _einsum_operands(node: fx.Node, from_input: frozenset[fx.Node]) -> Iterator[WeightOperand]:
@@ -90,7 +95,8 @@ def _einsum_operands(node: fx.Node, from_input: frozenset[fx.Node]) -> Iterator[
             sizes = dict(zip(own, shape_of(factor), strict=True))
             taken = prod(size for label, size in sizes.items() if label not in output)
             given = prod(size for label, size in sizes.items() if label not in others)
-            yield WeightOperand(factor, "einsum", (given, taken))
+            outputs = [axis for axis, label in enumerate(own) if label not in others]
+            yield WeightOperand(factor, "einsum", (given, taken), output_axis=outputs[-1] if outputs else None)
 
 
 def einsum_terms(node: fx.Node) -> tuple[list[list[Any]], list[Any], list[Any]]:

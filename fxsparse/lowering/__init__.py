@@ -1,7 +1,7 @@
 """Lowering: graphs that compute with active weights alone, for training and for inference."""
 
 from .checks import check_lowered, check_trains_lowered
-from .decisions import Decision, captured_by, decide, decision_table
+from .decisions import Decision, captured_by, decide, decision_table, kernel_block
 from .inference import LoweredModule, lower_for_inference
 from .storage import LoweredStorage
 
@@ -14,5 +14,6 @@ __all__ = [
     "check_trains_lowered",
     "decide",
     "decision_table",
+    "kernel_block",
     "lower_for_inference",
 ]

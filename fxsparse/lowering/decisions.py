@@ -9,6 +9,7 @@ from tabulate import tabulate
 from ..captured_module import CapturedModule
 from ..core.allocation import match_names
 from ..core.errors import ConfigError
+from ..core.granularity import Blocks, Granularity
 from ..core.graphs import copy_graph
 from ..core.records import Captured, WeightSite
 from ..passes.annotate_shapes import annotate_shapes
@@ -55,6 +56,13 @@ def captured_by(module: CapturedModule, example: tuple[tuple, dict[str, Any]]) -
     annotate_shapes(captured)
     open_leaves(captured)
     return captured
+
+
+def kernel_block(site: WeightSite, granularity: Granularity) -> int:
+    """How many output channels of a weight share a pattern that a kernel can use: the most, of those that one has."""
+    rows = granularity.rows if isinstance(granularity, Blocks) and site.output_dim == 0 else 1
+    per_group = site.shape[0] // max(site.output_groups, 1)
+    return next(block for block in (8, 4, 2, 1) if rows % block == 0 and per_group % block == 0)
 
 
 def decide(

@@ -1,26 +1,22 @@
-"""What is dropped and grown as one: single weights, or whole channels."""
+"""Which methods and choices a granularity is for."""
 
-from ..core.errors import ConfigError, nearest
+from collections.abc import Mapping
+
+from ..core.errors import ConfigError
+from ..core.granularity import Channels, Given, Granularity, UnitLayout, read_granularity
 from .methods import METHODS, Method
 from .semantics import Semantics
 
-GRANULARITIES = ("weight", "channel")
-"""What can be dropped and grown as one."""
 
-
-def check_granularity(method: Method, granularity: str, semantics: Semantics) -> str:
+def check_granularity(method: Method, given: Given, semantics: Semantics) -> Granularity:
     """The granularity of a run; `ConfigError` where the method, or a choice of `semantics`, is not for it."""
-    if granularity not in GRANULARITIES:
-        raise ConfigError(
-            f"granularity: {granularity!r} is not one of {', '.join(GRANULARITIES)}"
-            f"{nearest(str(granularity), GRANULARITIES)}"
-        )
-    if method.granularities == ("channel",):
-        granularity = "channel"
-    if granularity not in method.granularities:
-        takes = ", ".join(name for name, cls in METHODS.items() if granularity in cls.granularities)
-        raise ConfigError(f"method {method.name} is not for granularity {granularity!r}; {takes} are")
-    if granularity == "channel":
+    granularity = read_granularity(given)
+    if method.granularities == ("channel",) and granularity.kind == "weight":
+        granularity = Channels()
+    if granularity.kind not in method.granularities:
+        takes = ", ".join(name for name, cls in METHODS.items() if granularity.kind in cls.granularities)
+        raise ConfigError(f"method {method.name} is not for granularity {str(granularity)!r}; {takes} are")
+    if granularity.kind == "channel":
         if method.redistribution is not None:
             raise ConfigError("redistribution: channels do not move between groups; leave it out")
         if getattr(method, "scope", "layer") != "layer":
@@ -31,3 +27,20 @@ def check_granularity(method: Method, granularity: str, semantics: Semantics) ->
                 "use 'masked'"
             )
     return granularity
+
+
+def check_movement(method: Method, layouts: Mapping[str, UnitLayout], sparsities: Mapping[str, float]) -> None:
+    """`ConfigError` where units that would move between the weights are not all of one size.
+
+    A method that moves connections keeps their number; of units with fewer weights than others it could not.
+    """
+    if not method.moves_connections:
+        return
+    uneven = [name for name, layout in layouts.items() if not layout.even and sparsities[name] > 0.0]
+    if uneven:
+        raise ConfigError(
+            f"granularity: method {method.name} moves blocks between the layers, and those of {', '.join(uneven)} are "
+            f"not all of one size ({layouts[uneven[0]].describe(uneven[0])}), so that the number of weights would not "
+            "be kept; name it in dense or exclude, take blocks that divide it, or a method that keeps every layer's "
+            "number"
+        )

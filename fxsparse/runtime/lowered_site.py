@@ -4,6 +4,7 @@ What a rewiring looks at has the weight's dense shape. It is made for one site a
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..passes.find_lowerable import SparseCall
 from ..passes.lower_weights import RUN, pattern_names
 from .masked_site import MaskedModule, MaskedSite
 from .resizing import resize_parameter
+from .sites import DenseGradient
 
 _ADVICE = "train without lower(train=True)"
 
@@ -110,30 +112,29 @@ class LoweredSite(MaskedSite):
         gradient = self.values.grad
         return None if gradient is None else self.pattern.scatter(gradient)
 
-    def has_dense_gradient(self) -> bool:
-        """Whether calls were remembered from which `take_dense_gradient` can compute."""
+    def deferred_gradient(self, magnitude: bool) -> DenseGradient | None:
+        """What forms the dense gradient of the calls that were remembered; None where none was."""
         run = getattr(self.module, RUN)
-        return any(update_steps.is_remembered(run, call.key) for call in self.storage.calls)
+        if not any(update_steps.is_remembered(run, call.key) for call in self.storage.calls):
+            return None
+        return partial(self._dense_gradient, magnitude)
 
     @torch.no_grad()
-    def take_dense_gradient(self, magnitude: bool = False) -> Tensor | None:
-        """The dense gradient from the calls since the last time, which are forgotten; None where there were none.
-
-        Args:
-            magnitude: whether the magnitudes of several calls are summed, in place of their gradients.
-        """
-        total: Tensor | None = None
+    def _dense_gradient(self, magnitude: bool) -> Tensor:
+        total = self.values.new_zeros(self.storage.shape)
         for call in self.storage.calls:
             for x, dy in update_steps.take(getattr(self.module, RUN), call.key):
                 gradient = dense_weight_gradient(call, x, dy).reshape(self.storage.shape)
-                gradient = gradient.abs_() if magnitude else gradient
-                total = gradient if total is None else total.add_(gradient)
+                total += gradient.abs_() if magnitude else gradient
         return total
 
     def forget(self) -> None:
         """Forgets what was remembered for a dense gradient."""
         for call in self.storage.calls:
             update_steps.take(getattr(self.module, RUN), call.key)
+
+    def zero_gradient(self) -> Tensor:
+        return self.values.new_zeros(self.storage.shape)
 
     def momentum(self, optimizer: torch.optim.Optimizer) -> Tensor:
         state = optimizer.state.get(self.values, {})
@@ -162,7 +163,7 @@ class LoweredSite(MaskedSite):
     def take_over(
         self,
         mask: Tensor,
-        active: int,
+        active: int | None,
         optimizer: torch.optim.Optimizer,
         kept: Tensor | None = None,
         optimizer_state: str = "masked",
@@ -192,18 +193,6 @@ def dense_weight_gradient(call: SparseCall, x: Tensor, dy: Tensor) -> Tensor:
     )[1]
 
 
-class Deferred:
-    """A dense gradient that is computed when it is needed, and not kept."""
-
-    def __init__(self, site: LoweredSite, magnitude: bool, scale: Tensor | None = None) -> None:
-        self.site = site
-        self.magnitude = magnitude
-        self.scale = scale
-
-    def compute(self) -> Tensor | None:
-        gradient = self.site.take_dense_gradient(self.magnitude)
-        return gradient if gradient is None or self.scale is None else gradient / self.scale
-
-
-Gradient = Tensor | Deferred | None
-"""What the runtime hands around of a site: there, to be computed, or none."""
+def weight_site(module: MaskedModule, site: WeightSite, target: int, storage: Storage | None) -> MaskedSite:
+    """The site of a weight, as it is stored."""
+    return MaskedSite(module, site, target) if storage is None else LoweredSite(module, site, target, storage)

@@ -5,10 +5,13 @@ from torch import Tensor
 
 from ..core.channel_sites import ON_WEIGHTS, ChannelSite
 from .channel_state import ChannelState
+from .sites import DenseGradient, Site
 
 
-class MaskedChannels:
+class MaskedChannels(Site):
     """The atoms of a channel site as connections: a mask of one bool an atom, scores of one number an atom."""
+
+    units = "channels"
 
     def __init__(self, state: ChannelState, site: ChannelSite, target: int, score: str) -> None:
         """`target` is the number of atoms that the allocation gives the site; `score` a choice of `channel_score`."""
@@ -53,9 +56,29 @@ class MaskedChannels:
             gradients[item.tensor] = gradient
         return self._mean(gradients, ("consumer",))
 
+    def deferred_gradient(self, magnitude: bool) -> DenseGradient | None:
+        """None: channels are not lowered."""
+        return None
+
+    def zero_gradient(self) -> Tensor:
+        return torch.zeros(self.size, device=self.device)
+
+    def score(self, values: Tensor) -> Tensor:
+        """The magnitude of each atom's value; `gradient` has one an atom already."""
+        return values.abs()
+
+    def momentum(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        raise NotImplementedError("channels have no momentum; methods that read it are not for them")
+
+    def sensitivity(self, gradient: Tensor) -> Tensor:
+        raise NotImplementedError("channels have no sensitivity; methods that read it are not for them")
+
     def dead_units(self) -> tuple[int, int, int, int]:
         """Inactive atoms, and all; nothing is known of inputs."""
         return self.size - self.active, self.size, 0, 0
+
+    def grown(self, mask: Tensor) -> Tensor:
+        return mask & ~self.mask
 
     @torch.no_grad()
     def take_over(
@@ -66,7 +89,7 @@ class MaskedChannels:
         kept: Tensor | None = None,
         optimizer_state: str = "masked",
     ) -> Tensor:
-        """Replaces the pattern; see `MaskedSite.take_over`. The channels are open, and are closed by the caller."""
+        """Replaces the pattern; see `Site.take_over`. The channels are open, and are closed by the caller."""
         state, after = self._state, mask.cpu()
         before = state.alive[self.name]
         restarted = torch.zeros_like(after) if kept is None else before & after & ~kept.cpu()

@@ -1,9 +1,4 @@
-"""The runtime's view of one weight site: the small interface through which every method works.
-
-Magnitudes of the active weights, the dense gradient, a new pattern to take over, the optimizer's state to
-move along. A site that stores its weights in another way (values only, groups of channels, a shard) brings
-the same interface.
-"""
+"""The runtime's view of a weight that is stored densely; the interfaces that it has are those of `sites.py`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -12,13 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from ..core.channel_sites import ChannelSite
+from ..core.granularity import Granularity, UnitLayout
 from ..core.records import WeightSite
+from .sites import DenseGradient, Site, StoredSite
+from .update_rules import snip_score
 
 
 class MaskedModule(Protocol):
     """What the runtime needs of a module: its sites, its tensors by name, and the gate."""
 
     sites: tuple[WeightSite, ...]
+    granularity: Granularity
+    unit_layouts: Mapping[str, UnitLayout]
     dense_gradient: bool | str
     _rewirer: Any
 
@@ -37,15 +37,17 @@ class MaskedModule(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-class MaskedSite:
-    """A site stored densely: a parameter with zeros, and its bool mask beside it."""
+class MaskedSite(Site, StoredSite):
+    """A site stored densely, a parameter with zeros, and its bool mask beside it; its units are its weights."""
+
+    units = "weights"
 
     def __init__(self, module: MaskedModule, site: WeightSite, target: int) -> None:
         """`target` is the number of active weights that the allocation gives the site."""
         self.module = module
         self.name = site.name
         self.size = site.numel
-        self.output_dim = 1 if site.operation.startswith("conv_transpose") else 0
+        self.output_dim = site.output_dim or 0
         self.target = target
         self._mask_name = site.mask_name
         self._counted: tuple[Tensor | None, int] = (None, -1)  # mask and its version, as of `_active`
@@ -85,6 +87,21 @@ class MaskedSite:
         """The gradient in `weight.grad`, at all positions on update steps; None where there was none."""
         return self.weight.grad
 
+    def deferred_gradient(self, magnitude: bool) -> DenseGradient | None:
+        """None: a dense gradient is there."""
+        return None
+
+    def zero_gradient(self) -> Tensor:
+        return torch.zeros_like(self.weight)
+
+    def score(self, values: Tensor) -> Tensor:
+        """The magnitude of each value."""
+        return values.abs()
+
+    def sensitivity(self, gradient: Tensor) -> Tensor:
+        """`|weight * gradient|` at each position."""
+        return snip_score(self.weight, gradient)
+
     def momentum(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """The optimizer's running mean of the weight's gradients, of the weight's shape; 0 before its first step.
 
@@ -106,11 +123,6 @@ class MaskedSite:
 
     @torch.no_grad()
     def mask_gradient_(self, only_infinite: bool = False) -> None:
-        """Turns a dense gradient into what an ordinary step needs.
-
-        With `only_infinite` it stays dense but for what is infinite or NaN at inactive positions: one such number
-        would stay in the optimizer's buffers for good.
-        """
         gradient = self.weight.grad
         if gradient is not None:
             away = ~(self.mask | torch.isfinite(gradient)) if only_infinite else ~self.mask
@@ -125,29 +137,19 @@ class MaskedSite:
         """Number of inactive positions whose stored weight is not 0 (0-dim, on the device)."""
         return ((self.weight != 0) & ~self.mask).count_nonzero()
 
+    def grown(self, mask: Tensor) -> Tensor:
+        return mask & ~self.mask
+
     @torch.no_grad()
     def take_over(
         self,
         mask: Tensor,
-        active: int,
+        active: int | None,
         optimizer: torch.optim.Optimizer,
         kept: Tensor | None = None,
         optimizer_state: str = "masked",
     ) -> Tensor:
-        """Replaces the pattern in place.
-
-        Connections in both patterns are untouched. All others, new or gone, get weight 0 and 0 in every
-        buffer of the weight's shape that the optimizer keeps for it (momentum, Adam's moments).
-
-        Args:
-            mask: the new pattern, bool.
-            active: its number of active positions, known in advance.
-            kept: if given, only these of the connections in both patterns are untouched; the others start anew.
-            optimizer_state: `"masked"` as above; `"new"` clears the buffers at new connections only; `"kept"` nowhere.
-
-        Returns:
-            The positions that were inactive and are active now (bool, the weight's shape).
-        """
+        """Replaces the pattern in place; see `Site.take_over`. With `active` None it is counted when asked for."""
         weight, own = self.weight, self.mask
         grown = mask & ~own
         untouched = mask & own if kept is None else mask & own & kept
@@ -158,5 +160,6 @@ class MaskedSite:
                 if isinstance(state, Tensor) and state.shape == weight.shape:
                     state.masked_fill_(cleared, 0)
         own.copy_(mask)
-        self._active, self._counted = active, (own, own._version)
+        if active is not None:
+            self._active, self._counted = active, (own, own._version)
         return grown

@@ -21,21 +21,23 @@ import torch
 from torch import Tensor
 
 from ..core.errors import FxSparseWarning, RuntimeStateError
-from ..core.records import WeightSite
 from .channel_state import ChannelState
 from .compaction import Compaction
 from .history import History, Rewiring
-from .lowered_site import Deferred, Gradient, LoweredSite
+from .lowered_site import weight_site
+from .masked_blocks import MaskedBlocks
 from .masked_channels import MaskedChannels
 from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need, Pattern
+from .one_by_one import choose_one_by_one
 from .optimizer_check import check_optimizer
 from .schedule import Schedule
 from .semantics import Semantics
-from .telemetry import SiteTelemetry, Telemetry, telemetry_table
+from .sites import DenseGradient, Site, Watched
+from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 
-THIN = 0.1
-"""A layer with less than this share of the weights that the allocation gave it is about to be emptied."""
+Gradient = Tensor | DenseGradient | None
+"""Of a site: there, to be formed, or none."""
 
 
 class Rewirer:
@@ -59,7 +61,10 @@ class Rewirer:
         semantics: Semantics,
         compaction: Compaction | None = None,
     ) -> None:
-        """`targets` are active connections by site; with a `compaction`, training goes on at the compact size."""
+        """`targets` are active units by site (weights, blocks, channels).
+
+        With a `compaction`, training goes on at the compact size.
+        """
         check_optimizer(module, optimizer)
         method.check(optimizer)
         self.method = copy.deepcopy(method)  # what it remembers is this run's
@@ -70,16 +75,19 @@ class Rewirer:
         self.skipped_updates = 0
         self._module = module
         self._optimizer = optimizer
-        self._targets = dict(targets)
-        self._weights = [self._weight_site(site) for site in module.sites]
+        self._targets = targets
+        self._weights: list[MaskedSite] = []
+        self._sites: Sequence[Site] = ()
         self._channels: ChannelState | None = None
-        self._sites: list = self._weights
+        self.storage_changed()
+        watched: Sequence[Watched] = self._weights
         if module.channel_sites:
             self._channels = ChannelState(module, optimizer, module.channel_sites, seed, compaction)
             score = semantics.channel_score
-            self._sites = [MaskedChannels(self._channels, s, targets[s.name], score) for s in module.channel_sites]
+            channels = [MaskedChannels(self._channels, s, targets[s.name], score) for s in module.channel_sites]
+            self._sites = watched = channels
         self.initial_counts = self._active_counts()
-        self._telemetry = Telemetry(self._sites)
+        self._telemetry = Telemetry(watched)
         self._weights_first = (
             not method.one_shot
             and not {
@@ -106,15 +114,23 @@ class Rewirer:
             self._handles += compaction.hooks()
         self._set_gate()
 
-    def _weight_site(self, site: WeightSite) -> MaskedSite:
-        target, storage = self._targets.get(site.name, site.numel), self._module.lowered.get(site.name)
-        if storage is not None:
-            return LoweredSite(self._module, site, target, storage)
-        return MaskedSite(self._module, site, target)
-
     def storage_changed(self) -> None:
         """Called when the module stores weights in another way than before: lowered, or dense again."""
-        self._weights[:] = [self._weight_site(site) for site in self._module.sites]
+        module, targets = self._module, self._targets
+        self._weights[:] = [
+            weight_site(module, site, targets.get(site.name, site.numel), module.lowered.get(site.name))
+            for site in module.sites
+        ]
+        if module.unit_layouts:
+            layouts = module.unit_layouts
+            self._sites = [MaskedBlocks(site, layouts[site.name], targets[site.name]) for site in self._weights]
+        elif self._channels is None:
+            self._sites = self._weights
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer whose steps it follows."""
+        return self._optimizer
 
     # -- what the user reads ------------------------------------------------------------------------------
 
@@ -135,11 +151,6 @@ class Rewirer:
     def report(self) -> str:
         """`telemetry` as a table for a person to read."""
         return telemetry_table(self.telemetry())
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer whose steps it follows."""
-        return self._optimizer
 
     def is_update_step(self) -> bool:
         """Whether the masks change at the coming `optimizer.step()`."""
@@ -193,6 +204,7 @@ class Rewirer:
             "schedule": asdict(self.schedule),  # type: ignore[call-overload]
             "semantics": asdict(self.semantics),
             "seed": self.seed,
+            "granularity": str(self._module.granularity),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,7 +216,7 @@ class Rewirer:
         if not isinstance(state, dict) or "step_count" not in state:
             raise RuntimeStateError(f"not the state of a rewirer: {state!r}"[:200])
         for key, value in self._settings().items():
-            if state.get(key) != value:
+            if state.get(key) != value and (key in state or key != "granularity"):  # older states have none
                 raise RuntimeStateError(
                     f"the saved rewirer has {key} {state.get(key)!r}, this one {value!r}; attach with the same settings"
                 )
@@ -274,20 +286,15 @@ class Rewirer:
 
     # -- rewiring -----------------------------------------------------------------------------------------
 
-    def _gradients(self, sites: Sequence[MaskedSite]) -> list[Gradient]:
+    def _gradients(self, sites: Sequence[Site]) -> list[Gradient]:
         if not self.method.reads_gradient:
             return [None] * len(sites)
-        return [self._gradient(site) for site in sites]
-
-    def _gradient(self, site: MaskedSite) -> Gradient:
         # A fused optimizer under GradScaler is handed scaled gradients, and the scale.
-        scale = getattr(self._optimizer, "grad_scale", None)
-        if isinstance(site, LoweredSite) and site.has_dense_gradient():
-            return Deferred(site, self.semantics.gradient == "magnitude", scale)
-        gradient = site.gradient()
-        return gradient if gradient is None or scale is None else gradient / scale
+        scale, magnitude = getattr(self._optimizer, "grad_scale", None), self.semantics.gradient == "magnitude"
+        gradients = [site.deferred_gradient(magnitude) or site.gradient() for site in sites]
+        return gradients if scale is None else [g / scale if isinstance(g, Tensor) else g for g in gradients]
 
-    def _movable(self, site: MaskedSite) -> bool:
+    def _movable(self, site: Site) -> bool:
         """A site that the allocation makes dense stays so: there is nothing to choose in it."""
         return site.target < site.size or site.active < site.size
 
@@ -299,8 +306,14 @@ class Rewirer:
     def _rewire(self, gradients: Sequence[Gradient]) -> None:
         moment, needed = self._moment(), self.method.reads_gradient
         pairs = [pair for pair in zip(self._sites, gradients, strict=True) if self._movable(pair[0])]
-        if any(isinstance(gradient, Deferred) for _, gradient in pairs):
-            self._rewire_one_by_one(pairs, moment)
+        if any(callable(gradient) for _, gradient in pairs):
+            scale = getattr(self._optimizer, "grad_scale", None)
+            chosen = choose_one_by_one(self.method, pairs, moment, scale)
+            if chosen.finite:
+                self._warn_of_lacking(chosen.lacking)
+                self._take_over(chosen.sites, chosen.patterns, chosen.norms, moment)
+            else:
+                self._skip_infinite(moment)
             return
         present = [gradient for _, gradient in pairs if isinstance(gradient, Tensor)]
         if present and not _all_finite(present):
@@ -308,7 +321,7 @@ class Rewirer:
             self._skip_infinite(moment)
             return
         if present and self.method.one_shot:  # there is no later rewiring: what has no gradient has no influence
-            pairs = [(site, torch.zeros_like(site.weight) if g is None else g) for site, g in pairs]
+            pairs = [(site, site.zero_gradient() if g is None else g) for site, g in pairs]
         ready = [(site, gradient) for site, gradient in pairs if gradient is not None or not needed]
         self._warn_of_lacking([site for site, gradient in pairs if gradient is None and needed])
         if not ready:
@@ -318,54 +331,39 @@ class Rewirer:
         sites, given = [site for site, _ in ready], [gradient for _, gradient in ready]
         patterns = self.method.new_patterns(sites, given, moment)  # type: ignore[arg-type]
         if patterns:
-            norms = [_grown_norm(*entry) for entry in zip(sites, patterns, given, strict=True)]
-            self._take_over(sites, patterns, norms, moment)
-
-    def _rewire_one_by_one(self, pairs: Sequence[tuple[MaskedSite, Gradient]], moment: Moment) -> None:
-        """With one dense gradient at a time, for a method that looks at each site by itself."""
-        sites, patterns, norms = [], [], []
-        for site, given in pairs:
-            gradient = given.compute() if isinstance(given, Deferred) else given
-            if gradient is None:
-                continue
-            if not _all_finite([gradient]):
-                self._skip_infinite(moment)
-                return
-            pattern = self.method.new_patterns([site], [gradient], moment)[0]
-            sites.append(site)
-            patterns.append(pattern)
-            norms.append(_grown_norm(site, pattern, gradient))
-        self._warn_of_lacking([site for site, gradient in pairs if gradient is None])
-        self._take_over(sites, patterns, norms, moment)
+            self._take_over(sites, patterns, given, moment)  # type: ignore[arg-type]
 
     def _skip_infinite(self, moment: Moment) -> None:
         self._skip(moment, "a dense gradient was not finite")
         self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
 
-    def _warn_of_lacking(self, sites: Sequence[MaskedSite]) -> None:
+    def _warn_of_lacking(self, sites: Sequence[Site]) -> None:
         if sites:
             self._warn_once(f"sites without a gradient are not rewired: {', '.join(site.name for site in sites)}")
 
     def _take_over(
-        self, sites: list[MaskedSite], patterns: list[Pattern], norms: list[Tensor | None], moment: Moment
+        self, sites: list[Site], patterns: list[Pattern], gradients: Sequence[Tensor | None], moment: Moment
     ) -> None:
-        """`norms` are those of the gradients over the connections that are grown."""
+        """`gradients` of the sites, or their norms over what is grown."""
         state = "kept" if self.method.feeds_optimizer else self.semantics.optimizer_state
         zeroed = self.semantics.regrown == "zeroed"
-        counts = []
+        counts, norms = [], []
         self._telemetry.observe()
         if self._channels is not None:
             self._channels.open(moment.step)
-        for site, pattern in zip(sites, patterns, strict=True):
-            self._warn_of_a_thin_layer(site, pattern.active)
+        for site, pattern, gradient in zip(sites, patterns, gradients, strict=True):
+            if is_thin(site, pattern.active):
+                self._warn_once(thin_message(site, pattern.active, self.step_count))
             kept = pattern.kept if zeroed else None
-            counts.append(site.take_over(pattern.mask, pattern.active, self._optimizer, kept, state).sum())
+            grown = site.take_over(pattern.mask, pattern.active, self._optimizer, kept, state)
+            counts.append(grown.sum())
+            if gradient is not None and self.method.dense_gradient is not Need.NEVER:
+                norms.append(gradient if gradient.dim() == 0 else (gradient.float() * grown).norm())
         if self._channels is not None:
             self._channels.close()
-        read = [norm for norm in norms if norm is not None and self.method.dense_gradient is not Need.NEVER]
-        self._record(moment, sites, torch.stack(counts), torch.stack(read) if read else None)
+        self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
 
-    def _record(self, moment: Moment, sites: list[MaskedSite], counts: Tensor, norms: Tensor | None = None) -> None:
+    def _record(self, moment: Moment, sites: Sequence[Site], counts: Tensor, norms: Tensor | None = None) -> None:
         names = [site.name for site in sites]
         self._history.add(moment.step, moment.fraction, names, counts, self._active_counts(), norms)
 
@@ -391,13 +389,6 @@ class Rewirer:
         if (moment.step + 1) % getattr(self.schedule, "interval", 1) == 0:
             self._record(moment, sites, self._walked)
             self._walked = None
-
-    def _warn_of_a_thin_layer(self, site: MaskedSite, active: int) -> None:
-        if active < THIN * site.target or (active == 0 and site.target > 0):
-            self._warn_once(
-                f"{site.name} is about to be emptied: {active} of the {site.target} weights that its allocation gives "
-                f"it are left at step {self.step_count}; a higher density, or dense=({site.name!r},), keeps it"
-            )
 
     def _skip(self, moment: Moment, reason: str) -> None:
         self.skipped_updates += 1
@@ -443,8 +434,3 @@ class Rewirer:
 def _all_finite(tensors: list[Tensor]) -> bool:
     """One answer for all tensors, with one host synchronisation."""
     return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
-
-
-def _grown_norm(site: MaskedSite, pattern: Pattern, gradient: Tensor | None) -> Tensor | None:
-    """The 2-norm of a gradient over the connections that a pattern adds."""
-    return None if gradient is None else (gradient.float() * (pattern.mask & ~site.mask)).norm()

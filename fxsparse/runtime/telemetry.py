@@ -8,7 +8,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from .masked_site import MaskedSite
+from .sites import Site, Watched
+
+THIN = 0.1
+"""A site with less than this share of the units that the allocation gave it is about to be emptied."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class SiteTelemetry:
 class Telemetry:
     """Which positions were ever active, kept as one bool tensor a site. `observe` before the masks change."""
 
-    def __init__(self, sites: Sequence[MaskedSite]) -> None:
+    def __init__(self, sites: Sequence[Watched]) -> None:
         self._sites = sites
         self._ever: dict[str, Tensor] = {}
 
@@ -64,7 +67,7 @@ class Telemetry:
         rewirings = [record for record in records if not record.skipped]
         return [self._read_site(site, rewirings) for site in self._sites]
 
-    def _read_site(self, site: MaskedSite, rewirings: Sequence[Any]) -> SiteTelemetry:
+    def _read_site(self, site: Watched, rewirings: Sequence[Any]) -> SiteTelemetry:
         dead_outputs, outputs, dead_inputs, inputs = site.dead_units()
         shares = [
             record.changed[site.name] / max(record.active.get(site.name, site.active), 1)
@@ -112,3 +115,16 @@ def telemetry_table(rows: Sequence[SiteTelemetry]) -> str:
     lines.append(["all", f"{active / size if size else 0:.4f}", f"{explored:.4f}", "", "", "", ""])
     headers = ["weight", "density", "ever active", "churn", "dead outputs", "dead inputs", "grown |gradient|"]
     return tabulate(lines, headers, tablefmt="simple", disable_numparse=True)
+
+
+def is_thin(site: Site, active: int) -> bool:
+    """Whether a site that is left with so many units has hardly any of those that the allocation gave it."""
+    return active < THIN * site.target or (active == 0 and site.target > 0)
+
+
+def thin_message(site: Site, active: int, step: int) -> str:
+    """What to say of a site that `is_thin`."""
+    return (
+        f"{site.name} is about to be emptied: {active} of the {site.target} {site.units} that its allocation gives "
+        f"it are left at step {step}; a higher density, or dense=({site.name!r},), keeps it"
+    )

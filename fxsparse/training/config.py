@@ -15,7 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 from fxsparse.core.errors import ConfigError, nearest
-from fxsparse.runtime.granularity import GRANULARITIES, check_granularity
+from fxsparse.core.granularity import read_granularity
+from fxsparse.runtime.granularity import check_granularity
 from fxsparse.runtime.semantics import make_semantics
 from fxsparse.training.options import Option, check_choice, option, options_of
 from fxsparse.training.recipes import recipe_for
@@ -49,9 +50,9 @@ def redistribution_names() -> list[str]:
     return list(REDISTRIBUTIONS)
 
 
-def granularity_names() -> list[str]:
-    """What can be dropped and grown as one."""
-    return list(GRANULARITIES)
+def canonical_granularity(given: Any) -> str:
+    """`(4, 1)` is `4x1`."""
+    return str(read_granularity(given))
 
 
 def semantics_names() -> list[str]:
@@ -107,7 +108,11 @@ class TrainConfig:
     # sparsity
     method: str = option("rigl", "how the masks come about", choices=method_names)
     granularity: str = option(
-        "weight", "what is dropped and grown as one: single weights, or whole channels", choices=granularity_names
+        "weight",
+        "what is dropped and grown as one: weight, channel, or 4x1: the weights of 4 output channels at one input "
+        "position",
+        canonical=canonical_granularity,
+        spellings=True,
     )
     compact: bool = option(
         False, "of channels: train with those that are active only, at the compact size", changeable=True
@@ -273,9 +278,9 @@ class TrainConfig:
             options["redistribution"] = self.redistribution
         method = make_method(self.method, self.semantics, **options)
         granularity = check_granularity(method, self.granularity, semantics)
-        if self.compact and granularity != "channel":
+        if self.compact and granularity.kind != "channel":
             raise ConfigError("compact is for granularity channel; single weights cannot be cut out")
-        if self.densities_from is not None and granularity == "channel":
+        if self.densities_from is not None and granularity.kind == "channel":
             raise ConfigError("densities_from is for single weights; of channels, take masks_from")
 
     @property

@@ -22,6 +22,7 @@ class Option:
     within: the interval it must lie in, as mathematics writes it: `"[0, 1)"`, `"(0, inf)"`.
     choices: the names it may take, or a function that gives them.
     canonical: a function from a name as it was given to the name that is kept.
+    spellings: whether `canonical` also takes what is no text (a list in a configuration file).
     changeable: may differ when a run is resumed, because the result does not depend on it.
     """
 
@@ -33,7 +34,8 @@ class Option:
     help: str
     within: str | None = None
     choices: Choices | None = None
-    canonical: Callable[[str], str] | None = None
+    canonical: Callable[[Any], str] | None = None
+    spellings: bool = False
     changeable: bool = False
 
     @property
@@ -58,6 +60,8 @@ class Option:
     def _check_one(self, value: Any) -> Any:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if self.spellings and self.canonical is not None:
+            value = self.canonical(value)
         fits = isinstance(value, self.kind) and not (self.kind is int and isinstance(value, bool))
         if not fits:
             raise ConfigError(f"{self.name} is {value!r}; it takes {_KINDS[self.kind]}")

@@ -106,7 +106,7 @@ def test_what_is_refused():
     for options, message in (
         ({"method": "snfs", "granularity": "channel"}, "method snfs is not for granularity 'channel'"),
         ({"method": "rigl", "compact": True}, "compact is for granularity channel"),
-        ({"granularity": "row"}, "unknown granularity 'row'; choices: weight, channel"),
+        ({"granularity": "row"}, "granularity: 'row' is not one of weight, channel, nor"),
         ({"densities_from": "runs/other"}, "densities_from is for single weights"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...core.errors import RuntimeStateError
 from ...core.masking import ceil_count, floor_count, seeded_generator
-from ..masked_site import MaskedSite
 from ..redistribution import check_redistribution, redistribute
 from ..schedule import Schedule, UpdateSchedule
 from ..semantics import Semantics
+from ..sites import Site
 from ..update_rules import lottery, select
 
 
@@ -46,15 +46,15 @@ class Moment:
     optimizer: torch.optim.Optimizer
     semantics: Semantics = field(default_factory=Semantics)
 
-    def generator(self, site: MaskedSite) -> torch.Generator:
+    def generator(self, site: Site) -> torch.Generator:
         """A CPU generator of its own for each site and step: the same on every rank, and after a resume."""
         return seeded_generator(self.seed, "rewire", self.step, site.name)
 
-    def lottery(self, site: MaskedSite) -> Tensor:
+    def lottery(self, site: Site) -> Tensor:
         """A random number for each position of the site, on its device: the score of a method that grows at random."""
         return lottery(site.mask.shape, self.generator(site)).to(site.mask.device)
 
-    def count(self, site: MaskedSite) -> int:
+    def count(self, site: Site) -> int:
         """k: how many of the site's connections to rewire."""
         rounded = ceil_count if self.semantics.rounding == "ceil" else floor_count
         k = rounded(self.fraction, site.active)
@@ -72,7 +72,7 @@ class Pattern(NamedTuple):
     """What a site takes over.
 
     Attributes:
-        mask: bool, the weight's shape.
+        mask: bool, one a unit of the site (the weight's shape, of single weights), as `Site.mask`.
         active: its number of active positions, known without counting.
         kept: the connections that go on as they are: those that were not dropped.
     """
@@ -122,6 +122,11 @@ class Method:
         """Whether the masks of its goal are found on the way, as those of pruning are."""
         return self.target_sparsity(0.5) != 0.0 and self.initial_sparsity(0.5) == 0.0
 
+    @property
+    def moves_connections(self) -> bool:
+        """Whether sites win and lose active connections to each other, as many in all."""
+        return self.redistribution is not None or getattr(self, "scope", "layer") != "layer"
+
     def target_sparsity(self, sparsity: float) -> float:
         """The sparsity to end with when the user asks for `sparsity`."""
         return sparsity
@@ -168,9 +173,7 @@ class Method:
         """Whether a rewiring looks at gradients, dense ones or those of the active weights."""
         return self.dense_gradient is not Need.NEVER or self.redistribution == "gradient"
 
-    def new_patterns(
-        self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment
-    ) -> list[Pattern]:
+    def new_patterns(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], moment: Moment) -> list[Pattern]:
         """The new mask of every site, in their order; none at all to leave them for now.
 
         Args:
@@ -183,7 +186,7 @@ class Method:
             for site, gradient, quota in zip(sites, gradients, quotas, strict=True)
         ]
 
-    def _drop_and_grow(self, site: MaskedSite, gradient: Tensor | None, quota: Quota, moment: Moment) -> Pattern:
+    def _drop_and_grow(self, site: Site, gradient: Tensor | None, quota: Quota, moment: Moment) -> Pattern:
         mask = site.mask
         kept = mask & ~select(self.drop_score(site, moment), mask, quota.drop, largest=False)
         free = ~mask if moment.semantics.regrown == "forbidden" else ~kept
@@ -192,15 +195,15 @@ class Method:
         grown = select(self.grow_score(site, gradient, moment), free, quota.grow, largest=True)
         return Pattern(kept | grown, site.active - quota.drop + quota.grow, kept)
 
-    def drop_score(self, site: MaskedSite, moment: Moment) -> Tensor:
-        """Of each connection (the weight's shape); the least are dropped, ties from the highest flat index on."""
+    def drop_score(self, site: Site, moment: Moment) -> Tensor:
+        """Of each connection (a unit tensor); the least are dropped, ties from the highest flat index on."""
         return site.magnitude()
 
-    def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
-        """Of each position (the weight's shape); the largest grow, ties from the lowest flat index on."""
+    def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
+        """Of each position (a unit tensor: see `Site.score`); the largest grow, ties from the lowest flat index on."""
         raise NotImplementedError(f"{type(self).__name__} grows and gives no grow_score")
 
-    def quotas(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
+    def quotas(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
         """How many connections to drop and grow at each site: k of both, or as `redistribution` says."""
         dropped = [moment.count(site) for site in sites]
         shares = None if self.redistribution is None else self._shares(sites, gradients, moment)
@@ -213,38 +216,36 @@ class Method:
         )
         return [Quota(*pair) for pair in zip(dropped, grown, strict=True)]
 
-    def momentum_of(self, site: MaskedSite, moment: Moment) -> Tensor:
+    def momentum_of(self, site: Site, moment: Moment) -> Tensor:
         """What `redistribution="momentum"` goes by at a site: the optimizer's own momentum."""
         return site.momentum(moment.optimizer)
 
     @staticmethod
-    def _room(site: MaskedSite, dropped: int, moment: Moment) -> int:
+    def _room(site: Site, dropped: int, moment: Moment) -> int:
         free = site.size - site.active
         return free if moment.semantics.regrown == "forbidden" else free + dropped
 
-    def _shares(
-        self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment
-    ) -> Sequence[float]:
+    def _shares(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], moment: Moment) -> Sequence[float]:
         """The mean magnitude over each site's active weights; one host synchronisation for all sites."""
         if self.redistribution == "momentum":
             values = [self.momentum_of(site, moment) for site in sites]
         else:
             values = [gradient for gradient in gradients if gradient is not None]
         means = [
-            (value.abs() * site.mask).sum(dtype=torch.float64) / max(site.active, 1)
+            (site.score(value) * site.mask).sum(dtype=torch.float64) / max(site.active, 1)
             for site, value in zip(sites, values, strict=True)
         ]
         return torch.stack(means).tolist()
 
     # -- what happens between rewirings -------------------------------------------------------------------
 
-    def start_run(self, sites: Sequence[MaskedSite], seed: int) -> None:
+    def start_run(self, sites: Sequence[Site], seed: int) -> None:
         """Called before the first optimizer step of a run, with the weights that it starts from."""
 
-    def observe(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], step: int) -> None:
+    def observe(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], step: int) -> None:
         """Called before every optimizer step with the dense gradients, if they are needed always."""
 
-    def after_step(self, sites: Sequence[MaskedSite], moment: Moment) -> list[Pattern] | None:
+    def after_step(self, sites: Sequence[Site], moment: Moment) -> list[Pattern] | None:
         """Called after every optimizer step that moved weights; new masks, for a method that rewires all the time."""
         return None
 

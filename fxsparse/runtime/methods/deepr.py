@@ -16,6 +16,7 @@ from ...core.errors import ConfigError, check_number
 from ...core.masking import seeded_generator
 from ..masked_site import MaskedSite
 from ..schedule import EveryStep, Schedule, UpdateSchedule
+from ..sites import Site
 from ..update_rules import deepr_walk, select
 from .base import Method, Moment, Pattern
 
@@ -52,13 +53,13 @@ class DeepR(Method):
         return EveryStep(common.interval)
 
     @torch.no_grad()
-    def start_run(self, sites: Sequence[MaskedSite], seed: int) -> None:
-        for site in sites:
+    def start_run(self, sites: Sequence[Site], seed: int) -> None:
+        for site in _single_weights(sites):
             self._sign(site, seed)
 
     @torch.no_grad()
-    def after_step(self, sites: Sequence[MaskedSite], moment: Moment) -> list[Pattern] | None:
-        kept = [self._walk(site, moment) for site in sites]
+    def after_step(self, sites: Sequence[Site], moment: Moment) -> list[Pattern] | None:
+        kept = [self._walk(site, moment) for site in _single_weights(sites)]
         left: list[int] = torch.stack([mask.sum() for mask in kept]).tolist()
         patterns = []
         for site, alive, number in zip(sites, kept, left, strict=True):
@@ -90,3 +91,9 @@ class DeepR(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._signs = {name: sign.clone() for name, sign in state["signs"].items()}
+
+
+def _single_weights(sites: Sequence[Site]) -> list[MaskedSite]:
+    """The sites as what they are at the only granularity of this method: weights with signs of their own."""
+    assert all(isinstance(site, MaskedSite) for site in sites)
+    return [site for site in sites if isinstance(site, MaskedSite)]

@@ -6,15 +6,15 @@ random, in proportion to what they kept. FLOP ledger of a training step: `3 E[f_
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError, check_number
 from ...core.masking import floor_count
-from ..masked_site import MaskedSite
 from ..redistribution import redistribute
+from ..sites import Site
 from .base import Method, Moment, Quota
 
 
@@ -32,6 +32,7 @@ class DSR(Method):
     summary = "drops below a global threshold, grows at random where layers kept most"
     rewires = True
     grows = True
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "block")
 
     threshold: float = 1e-3
     tolerance: float = 0.1
@@ -48,9 +49,13 @@ class DSR(Method):
             raise ConfigError(f"tolerance: {self.tolerance} is outside [0, 1)")
         self._threshold = self.threshold
 
+    @property
+    def moves_connections(self) -> bool:
+        return True
+
     @torch.no_grad()
-    def quotas(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
-        below = [(site.mask & (site.weight.abs() < self._threshold)).sum() for site in sites]
+    def quotas(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
+        below = [(site.mask & (site.magnitude() < self._threshold)).sum() for site in sites]
         # A layer keeps one connection at least, or nothing would tell where to regrow.
         dropped = [min(k, max(site.active - 1, 0)) for site, k in zip(sites, torch.stack(below).tolist(), strict=True)]
         if moment.semantics.regrown == "forbidden":
@@ -70,7 +75,7 @@ class DSR(Method):
         elif dropped > (1.0 + self.tolerance) * wanted:
             self._threshold /= 2.0
 
-    def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
+    def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
         return moment.lottery(site)
 
     def state_dict(self) -> dict[str, Any]:

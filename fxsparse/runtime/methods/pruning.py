@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...core.errors import ConfigError, check_number
 from ...core.masking import floor_count
-from ..masked_site import MaskedSite
 from ..schedule import PruningSchedule, Schedule, UpdateSchedule
+from ..sites import Site
 from ..update_rules import select_across
 from .base import Method, Moment, Pattern, Quota
 
@@ -38,7 +38,7 @@ class Pruning(Method):
     summary = "starts dense, drops the smallest weights along a cubic schedule"
     rewires = True
     replaces_update = False
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
     step_options = ("begin", "end")
 
     scope: str = "layer"
@@ -92,16 +92,14 @@ class Pruning(Method):
             planned.append((step + 1, reached))
         return planned
 
-    def new_patterns(
-        self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment
-    ) -> list[Pattern]:
+    def new_patterns(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], moment: Moment) -> list[Pattern]:
         if self.scope == "layer":
             return super().new_patterns(sites, gradients, moment)
         wanted = _kept(sum(s.size for s in sites), sum(s.target for s in sites), moment.fraction)
         scores = [self.drop_score(site, moment) for site in sites]
         return patterns_across(sites, scores, min(wanted, sum(site.active for site in sites)))
 
-    def quotas(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
+    def quotas(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], moment: Moment) -> list[Quota]:
         kept = [_kept(site.size, site.target, moment.fraction) for site in sites]
         return [Quota(max(site.active - k, 0), 0) for site, k in zip(sites, kept, strict=True)]
 
@@ -112,7 +110,7 @@ def _kept(size: int, target: int, fraction: float) -> int:
 
 
 @torch.no_grad()
-def patterns_across(sites: Sequence[MaskedSite], scores: Sequence[Tensor], count: int) -> list[Pattern]:
+def patterns_across(sites: Sequence[Site], scores: Sequence[Tensor], count: int) -> list[Pattern]:
     """The patterns that keep the `count` active weights of largest score over all sites."""
     masks = select_across(scores, [site.mask for site in sites], count)
     active = torch.stack([mask.sum() for mask in masks]).tolist()

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..masked_site import MaskedSite
+from ..sites import Site
 from .base import Method, Moment, Need
 
 
@@ -22,11 +22,11 @@ class RigL(Method):
     dense_gradient = Need.UPDATES
     rewires = True
     grows = True
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
 
-    def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
+    def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
         assert gradient is not None, "the runtime skips sites without a gradient"
-        return gradient.abs()
+        return site.score(gradient)
 
 
 class RigLStruct(RigL):
@@ -43,7 +43,7 @@ class RigLSG(RigL):
 
     name = "rigl-sg"
     summary = "RigL; connections move to the layers with the larger gradients"
-    granularities = ("weight",)
+    granularities = ("weight", "block")
     redistribution: str | None = "gradient"
 
 
@@ -53,5 +53,5 @@ class RigLSM(RigL):
 
     name = "rigl-sm"
     summary = "RigL; connections move to the layers with the larger momentum"
-    granularities = ("weight",)
+    granularities = ("weight", "block")
     redistribution: str | None = "momentum"

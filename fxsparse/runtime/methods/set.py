@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..masked_site import MaskedSite
+from ..sites import Site
 from .base import Method, Moment
 
 
@@ -18,7 +18,7 @@ class SET(Method):
     summary = "drops the smallest weights, grows at random"
     rewires = True
     grows = True
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
 
-    def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
+    def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
         return moment.lottery(site)

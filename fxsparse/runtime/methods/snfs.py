@@ -7,13 +7,13 @@ the gradient of every weight is computed in every step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError, check_number
-from ..masked_site import MaskedSite
+from ..sites import Site
 from .base import Method, Moment, Need, check_momentum
 
 
@@ -32,6 +32,7 @@ class SNFS(Method):
     dense_gradient = Need.ALWAYS
     rewires = True
     grows = True
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "block")
 
     redistribution: str | None = "momentum"
     momentum: str = "average"
@@ -55,7 +56,7 @@ class SNFS(Method):
             check_momentum(optimizer, self.name)
 
     @torch.no_grad()
-    def observe(self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], step: int) -> None:
+    def observe(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], step: int) -> None:
         if self.feeds_optimizer:
             return
         for site, gradient in zip(sites, gradients, strict=True):
@@ -69,15 +70,15 @@ class SNFS(Method):
             # One batch with an infinite gradient must not spoil the average for good.
             self._averages[site.name] = torch.where(torch.isfinite(gradient).all(), following, average)
 
-    def momentum_of(self, site: MaskedSite, moment: Moment) -> Tensor:
-        """The momentum at all positions, of the weight's shape."""
+    def momentum_of(self, site: Site, moment: Moment) -> Tensor:
+        """The momentum at all positions, in the form of the site's gradient."""
         if self.feeds_optimizer:
             return site.momentum(moment.optimizer)
         average = self._averages.get(site.name)
-        return torch.zeros_like(site.weight) if average is None else average
+        return site.zero_gradient() if average is None else average
 
-    def grow_score(self, site: MaskedSite, gradient: Tensor | None, moment: Moment) -> Tensor:
-        return self.momentum_of(site, moment).abs()
+    def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
+        return site.score(self.momentum_of(site, moment))
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": dict(self._averages)}

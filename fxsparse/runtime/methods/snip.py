@@ -7,15 +7,15 @@ it is static. FLOP ledger of a training step: `3 f_s` (and `3 f_d` for those fir
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError
-from ..masked_site import MaskedSite
 from ..schedule import FirstSteps, Schedule, UpdateSchedule
-from ..update_rules import select, snip_score
+from ..sites import Site
+from ..update_rules import select
 from .base import Method, Moment, Need, Pattern
 from .pruning import check_scope, patterns_across
 
@@ -34,6 +34,7 @@ class SNIP(Method):
     dense_gradient = Need.UPDATES
     rewires = True
     one_shot = True
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "block")
 
     batches: int = 1
     scope: str = "layer"
@@ -63,15 +64,13 @@ class SNIP(Method):
         return 0  # while the gradients are dense so are the masks, and the ledger has those steps as dense ones
 
     @torch.no_grad()
-    def new_patterns(
-        self, sites: Sequence[MaskedSite], gradients: Sequence[Tensor | None], moment: Moment
-    ) -> list[Pattern]:
+    def new_patterns(self, sites: Sequence[Site], gradients: Sequence[Tensor | None], moment: Moment) -> list[Pattern]:
         for site, gradient in zip(sites, gradients, strict=True):
             assert gradient is not None, "the runtime skips sites without a gradient"
             self._sums[site.name] = self._sums.get(site.name, torch.zeros_like(gradient)).to(gradient.device) + gradient
         if moment.fraction == 0.0:  # more batches are to come
             return []
-        scores = [snip_score(site.weight, self._sums.pop(site.name)) for site in sites]
+        scores = [site.sensitivity(self._sums.pop(site.name)) for site in sites]
         if self.scope == "global":
             return patterns_across(sites, scores, sum(site.target for site in sites))
         masks = [select(score, site.mask, site.target, largest=True) for site, score in zip(sites, scores, strict=True)]

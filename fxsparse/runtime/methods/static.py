@@ -16,7 +16,7 @@ class Static(Method):
 
     name = "static"
     summary = "random masks, never rewired"
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
 
     def __post_init__(self) -> None:
         if self.redistribution is not None:

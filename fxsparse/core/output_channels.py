@@ -1,0 +1,75 @@
+"""Which dimension of a parameter runs over the output channels of the weight that is made of it.
+
+`x @ w` has them last, `F.linear(x, w)` first, `x @ w.t()` first again, a transposed convolution second. A weight is
+followed back to its parameter by the strides of its views: the axis of the weight that makes the outputs has the
+stride of one of the parameter's dimensions. Where a copy on the way loses that trace, the dimension is not known.
+"""
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+from torch import fx, nn
+
+from .graphs import operation_name
+from .records import TensorSpec, record_of
+from .weight_operands import WeightOperand, shape_of
+from .weight_origin import Origin
+
+
+def output_channels(
+    parameter: nn.Parameter, operands: Iterable[tuple[WeightOperand, Origin]]
+) -> tuple[int | None, int]:
+    """The dimension of `parameter` over the output channels, and into how many groups (of a convolution) it falls.
+
+    The dimension is None where it is not known, or where uses differ in it or in the groups.
+    """
+    found = {(_dim_of(parameter, operand), _groups_of(operand, origin)) for operand, origin in operands}
+    if len(found) != 1:
+        return None, 1
+    ((dim, groups),) = found
+    return (dim, groups) if dim is not None and groups else (None, 1)
+
+
+def _groups_of(operand: WeightOperand, origin: Origin) -> int:
+    """Groups along the output channels; 0 where a part of a parameter has several, which nothing here can place.
+
+    The outputs of a transposed convolution are counted within a group already.
+    """
+    if operand.groups == 1 or operand.operation.startswith("conv_transpose"):
+        return 1
+    return 0 if origin.is_part else operand.groups
+
+
+def _dim_of(parameter: nn.Parameter, operand: WeightOperand) -> int | None:
+    node, axis = operand.node, operand.output_axis
+    if axis is None:
+        return None
+    axis %= len(shape_of(node))
+    if node.op == "get_attr":
+        return axis
+    spec = record_of(node).spec
+    if not isinstance(spec, TensorSpec) or not spec.stride or not _strides_tell(node):
+        return None
+    stride = spec.stride[axis]
+    dims = [dim for dim, size in enumerate(parameter.shape) if size > 1 and parameter.stride(dim) == stride]
+    return dims[0] if len(dims) == 1 and spec.shape[axis] > 1 else None
+
+
+def _strides_tell(node: fx.Node) -> bool:
+    """Whether no copy in another order lies between a weight and its parameter."""
+    while node.op in ("call_function", "call_method") and node.args and isinstance(node.args[0], fx.Node):
+        source = node.args[0]
+        spec = record_of(source).spec
+        is_dense = isinstance(spec, TensorSpec) and bool(spec.stride) and _is_row_major(spec.shape, spec.stride)
+        if operation_name(node) in COPIES and not is_dense:
+            return False
+        node = source
+    return True
+
+
+def _is_row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    return all(size == 1 or stride[dim] == prod(shape[dim + 1 :]) for dim, size in enumerate(shape))
+
+
+COPIES = frozenset("contiguous reshape reshape_as flatten ravel".split())
+"""Operations that copy where they cannot be a view, and then in row-major order."""
