@@ -13,7 +13,7 @@ from .goals import CYCLE, INTERVAL, Work
 from .peers import Left, Worker, python_of
 
 LARGEST_ERROR = {"inference": 1e-3, "layers": 1e-3, "training": 5e-2, "storage": 5e-2}
-"""Relative; a training step's is that of the worst tensor's change, where a ReLU at 0 may go either way."""
+"""Relative; a training step's is that of the worst tensor's change, and a ReLU at 0 may go either way."""
 
 
 @dataclass(frozen=True)
