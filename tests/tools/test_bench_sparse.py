@@ -49,7 +49,7 @@ class FakeWorker:
         return {"number": len(self.keys) - 1, "error": 0.0, "facts": {"bytes": found}}
 
     def run(self, number, seconds):
-        return [[self._seconds(number)]]
+        return [[[self._seconds(number), 0.01]]]
 
     def drop(self, number):
         pass
@@ -160,8 +160,9 @@ def test_results_of_another_machine_are_not_mixed_in(fake, tmp_path, capsys):
 
 
 def test_a_rewiring_step_counts_by_a_hundredth():
-    turns = [[0.2, 0.1, 0.1, 0.7], [0.3, 0.1, 0.1, 0.9], [0.2, 0.1, 0.1, 1.9]]
-    found = measure.summary(turns)
+    cycles = [[0.2, 0.1, 0.1, 0.7], [0.3, 0.1, 0.1, 0.9], [0.2, 0.1, 0.1, 1.9]]
+    found = measure.summary([[[seconds, 0.05] for seconds in cycle] for cycle in cycles])
+    assert found["cpu"] == pytest.approx(0.05)
     assert found["least"] == pytest.approx((98 * 0.1 + 0.2 + 0.7) / 100)
     assert found["median"] == pytest.approx((98 * 0.1 + 0.2 + 0.9) / 100)
 

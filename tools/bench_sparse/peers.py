@@ -109,7 +109,7 @@ class Worker:
         """Its number, error and facts. Raises Left."""
         return self._ask({"do": "load", "contender": contender, "case": {**case, "threads": self.threads}})
 
-    def run(self, number: int, seconds: float) -> list[list[float]]:
+    def run(self, number: int, seconds: float) -> list[list[list[float]]]:
         return self._ask({"do": "run", "number": number, "seconds": seconds})["turns"]
 
     def drop(self, number: int) -> None:
