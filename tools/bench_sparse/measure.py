@@ -78,7 +78,7 @@ def measure(
     """
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         records, running = [], []
-        exported: dict[str, str | None] = {}
+        exported: dict[str, str | Left] = {}
         for entrant in entrants:
             own = {**case, **entrant.more, "sparsity": entrant.sparsity, "folder": folder}
             record = {"label": entrant.label, "role": entrant.role, "sparsity": entrant.sparsity, "failed": None}
@@ -117,18 +117,20 @@ def measure(
         return records
 
 
-def _exported(case: dict[str, Any], exported: dict[str, str | None], threads: int) -> str:
+def _exported(case: dict[str, Any], exported: dict[str, str | Left], threads: int) -> str:
     """The folder with the network as ONNX, written once for a variant. Raises Left."""
     variant = case.get("variant", "")
-    folder = tempfile.mkdtemp(dir=case["folder"])
     if variant not in exported:
-        exported[variant] = None
-        with Worker(python_of("export"), threads) as worker:
-            worker.load("export", {**case, "folder": folder})
-        exported[variant] = folder
+        folder = tempfile.mkdtemp(dir=case["folder"])
+        try:
+            with Worker(python_of("export"), threads) as worker:
+                worker.load("export", {**case, "folder": folder})
+            exported[variant] = folder
+        except Left as left:
+            exported[variant] = Left(f"the network was not exported to ONNX: {left}")
     written = exported[variant]
-    if written is None:
-        raise Left("the network was not exported to ONNX")
+    if isinstance(written, Left):
+        raise written
     return written
 
 

@@ -45,6 +45,19 @@ def python_of(name: str, install: bool = True) -> str:
     """The interpreter that has a contender; its environment is made where there is none. Raises Left."""
     if name not in ENVIRONMENTS:
         return sys.executable
+    if name in _failed:  # once is enough for a run
+        raise Left(_failed[name])
+    try:
+        return _made(name, install)
+    except Left as left:
+        _failed[name] = str(left)
+        raise
+
+
+_failed: dict[str, str] = {}
+
+
+def _made(name: str, install: bool) -> str:
     environment, folder = ENVIRONMENTS[name], FOLDER / name
     python, ready = folder / "bin" / "python", folder / ".ready"
     wanted = repr((environment.steps, sys.executable, torch.__version__))

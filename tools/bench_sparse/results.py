@@ -59,7 +59,20 @@ def _key(group: Group) -> tuple[Any, ...]:
     return group["row"], group["threads"], group.get("layer")
 
 
-TITLES = ("work", "threads", "sparsity", "ours", "best other", "", "ratio", "of medians", "error", "goal", "met")
+TITLES = (
+    "work",
+    "threads",
+    "sparsity",
+    "ours",
+    "best other",
+    "",
+    "ratio",
+    "of medians",
+    "of processor",
+    "error",
+    "goal",
+    "met",
+)
 
 
 def table(results: Results, rows: Iterable[str] = tuple(WORKS)) -> list[list[Any]]:
@@ -75,30 +88,26 @@ def table(results: Results, rows: Iterable[str] = tuple(WORKS)) -> list[list[Any
 
 def _figures(row: str, groups: list[Group], sparsity: float) -> list[Any]:
     kind, goal = WORKS[row].kind, WORKS[row].goals.get(sparsity)
-    pairs = []
+    keys = ("bytes",) if kind == "storage" else ("least", "median", "cpu")
+    pairs, failed = [], None
     for group in groups:
         ours = next(r for r in group["records"] if r["role"] == "ours" and r["sparsity"] == sparsity)
-        other = best(group["records"], sparsity, "bytes" if kind == "storage" else "least")
-        if ours["failed"]:
-            return [f"failed: {ours['failed']}"[:90], *[""] * 5, _goal(kind, goal), "no"]
-        if other is None:
-            return [_amount(ours, kind), "none measured", *[""] * 4, _goal(kind, goal), "?"]
-        pairs.append((ours, other, best(group["records"], sparsity, "median")))
-    error = max((pair[0]["error"] or 0) for pair in pairs)
+        others = {key: best(group["records"], sparsity, key) for key in keys}
+        failed = failed or ours["failed"] or (None if others[keys[0]] else "nothing to compare with")
+        pairs.append((ours, others))
+    ours, other = pairs[0][0], pairs[0][1][keys[0]]
+    shown = ["", other["label"], _amount(other, kind)] if other and kind != "layers" else ["", "SparseProp", ""]
+    if failed:
+        return [f"failed: {failed}"[:90], *shown[1:], "", "", "", "", _goal(kind, goal), "no"]
+    shown[0] = f"{len(pairs)} layers" if kind == "layers" else _amount(ours, kind)
+    ratios = [geometric_mean([others[key][key] / ours[key] for ours, others in pairs]) for key in keys]
+    error = f"{max((ours['error'] or 0) for ours, _ in pairs):.0e}"
     if kind == "storage":
-        ((ours, other, _),) = pairs
-        ratio = ours["bytes"] / other["bytes"]
-        met = goal is not None and ratio <= goal
-        end = [f"{ratio:.3f}", "", f"{error:.0e}", _goal(kind, goal), "yes" if met else "no"]
-        return [_amount(ours, kind), other["label"], _amount(other, kind), *end]
-    ratio = geometric_mean([other["least"] / ours["least"] for ours, other, _ in pairs])
-    median = geometric_mean([other["median"] / ours["median"] for ours, _, other in pairs if other])
-    met = goal is not None and ratio >= goal
-    end = [f"{ratio:.2f}x", f"{median:.2f}x", f"{error:.0e}", _goal(kind, goal), "yes" if met else "no"]
-    if len(pairs) == 1 and kind != "layers":
-        ours, other, _ = pairs[0]
-        return [_amount(ours, kind), other["label"], _amount(other, kind), *end]
-    return [f"{len(pairs)} layers", "SparseProp", "", *end]
+        share = 1 / ratios[0]
+        met = goal is not None and share <= goal
+        return [*shown, f"{share:.3f}", "", "", error, _goal(kind, goal), "yes" if met else "no"]
+    met = goal is not None and ratios[0] >= goal
+    return [*shown, *(f"{ratio:.2f}x" for ratio in ratios), error, _goal(kind, goal), "yes" if met else "no"]
 
 
 def _amount(record: dict[str, Any], kind: str) -> str:
@@ -117,7 +126,9 @@ def everything(results: Results) -> list[list[Any]]:
     for group in results.groups:
         if group["row"] in WORKS and not group.get("layer"):
             for record in group["records"]:
-                name = record["label"] + ("" if record["sparsity"] is None else f" at {record['sparsity']:.0%}")
+                version = record.get("version", "").partition("-")[0]
+                name = f"{record['label']} {version}".strip()
+                name += "" if record["sparsity"] is None else f" at {record['sparsity']:.0%}"
                 if record["failed"] or "least" not in record:
                     seconds = [f"left out: {record['failed']}" if record["failed"] else "", "", "", ""]
                 else:
@@ -176,12 +187,11 @@ Written by `python tools/bench.py sparse --write FILE`. All fp32, on {machine}.
 `best other` is the fastest of PyTorch eager in both memory formats, `torch.compile` (for inference frozen), ONNX
 Runtime and OpenVINO (for inference, held to fp32), and for the character GRU the same network with `nn.GRU` in place
 of its loop; for single layers it is the better of SparseProp's two variants at the same sparsity. Each contender has a
-process of its own, and all take turns in one run. `ratio` divides the least seconds, `of medians` the medians. `error`
-is against the user's own eager model with masked weights: for outputs the largest difference over the largest
-magnitude; for a training step the norm of the difference over the norm, of the change that the step makes to each
-tensor, the worst tensor's.
-
-`processor ms` is the least processor time, of all threads; well below `least ms`, others had the machine meanwhile.
+process of its own, and all take turns in one run. `ratio` divides the least seconds, `of medians` the medians,
+`of processor` the least processor time of all threads, which others on the machine hardly disturb. `error` is against
+the user's own eager model with masked weights: for outputs the largest difference over the largest magnitude; for a
+training step the norm of the difference over the norm, of the change that the step makes to each tensor, the worst
+tensor's.
 
 Sparsity is spread uniformly, the first layer dense. A training step is forward, backward and SGD with momentum
 (fused, for all), and counts with RigL at interval 100: (98 ordinary steps + the update step + the step after it) / 100,

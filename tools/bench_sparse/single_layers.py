@@ -1,6 +1,7 @@
 """Single layers, forward and both backward passes: dense, SparseProp's and ours."""
 
 import copy
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -125,6 +126,9 @@ def sparseprop_layer(case: Case) -> Loaded:
     removed = torch.randperm(weight.numel())[: int(case["sparsity"] * weight.numel())]
     weight.view(-1)[removed] = 0
     if isinstance(layer, nn.Linear):
-        return checked(SparseLinear.from_dense(layer), weight, case)
-    over_width = case["variant"] == "over width"
-    return checked(SparseConv2d.from_dense(layer, vectorizing_over_on=over_width), weight, case)
+        sparse = SparseLinear.from_dense(layer)
+    else:
+        sparse = SparseConv2d.from_dense(layer, vectorizing_over_on=case["variant"] == "over width")
+    loaded = checked(sparse, weight, case)
+    loaded.facts["version"] = version("sparseprop")
+    return loaded

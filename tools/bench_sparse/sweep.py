@@ -67,7 +67,7 @@ def sweep_page(results: Any, picture: Path) -> str:
         title = f"## From which sparsity on: {threads} thread{'s' * (threads != '1')}"
         titles = ("layer", "dense ms", *(f"{s:.0%}" for s in SPARSITIES), "break-even")
         parts += [title, SWEEP, tabulate(lines, titles, "github", disable_numparse=True), _bounds_text(bounds)]
-        if groups and "failed" not in bounds:
+        if any(group["shape"][2] for group in groups) and "failed" not in bounds:
             name = picture if threads == min(results.bounds) else picture.with_stem(f"{picture.stem}-{threads}")
             draw(groups, bounds, name, int(threads))
             parts.append(f"![achieved multiply-adds a second against the bounds]({name.name})")
@@ -94,9 +94,12 @@ def draw(groups: list[dict[str, Any]], bounds: dict[str, Any], path: Path, threa
     import matplotlib.pyplot as plt
 
     matplotlib.rcParams["svg.hashsalt"] = "fxsparse"
-    kinds = {1: "1x1 convolutions", 3: "3x3 convolutions", 0: "linear"}
+    kinds = {1: "1x1 convolutions", 3: "3x3 convolutions"}
     shown = [kernel for kernel in kinds if any(group["shape"][2] == kernel for group in groups)]
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.6 * len(shown), 4.6), sharey=True, squeeze=False)
+    groups = [group for group in groups if group["shape"][2] in kinds]
+    reached = [gmacs(group, s, t) for group in groups for s, t in times_of(group)[1].items()]
+    lowest, highest = min(reached), max(*reached, bounds["peak_gmacs"])
+    figure, axes = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 5.2), sharey=True, squeeze=False)
     sides = sorted({group["shape"][4] // max(group["shape"][3], 1) for group in groups}, reverse=True)
     colours = {side: plt.get_cmap("viridis")(place / max(len(sides) - 0.5, 1)) for place, side in enumerate(sides)}
     for axis, kernel in zip(axes[0], shown, strict=True):
@@ -116,16 +119,18 @@ def draw(groups: list[dict[str, Any]], bounds: dict[str, Any], path: Path, threa
         axis.set(title=kinds[kernel], xlabel="sparsity, %", yscale="log", xlim=(36, 100))
         axis.set_xticks([40, 50, 60, 70, 80, 90, 97], ["dense", "50", "60", "70", "80", "90", "97"])
         axis.grid(alpha=0.25, which="both", linewidth=0.5)
-    axes[0][0].set_ylabel("GMAC/s of active weights, forward and both backward passes")
+    axes[0][0].set_ylabel("GMAC/s of active weights")
+    rates = [2, 5, 10, 20, 50, 100, 200, 500]
+    axes[0][0].set_yticks(rates, [str(rate) for rate in rates])
+    axes[0][0].set_ylim(bottom=lowest / 1.5, top=1.4 * highest)
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], color=colours[side], label=f"output {side}x{side}" if side else "linear") for side in sides]
+    marks = [Line2D([], [], color=colours[side], label=f"output {side}x{side}") for side in sides]
     marks.append(Line2D([], [], color="grey", linestyle=":", label="stride 2"))
     marks.append(Line2D([], [], color="grey", marker="_", ms=12, linestyle="none", label="dense PyTorch"))
     figure.legend(handles=marks, loc="lower center", ncols=min(len(marks), 4), fontsize=8, frameon=False)
-    figure.suptitle(
-        f"Achieved rate of each layer, batch {groups[0]['settings']['batch']}, {threads} thread(s)", fontsize=11
-    )
+    count = f"batch {groups[0]['settings']['batch']}, {threads} thread{'s' * (threads > 1)}"
+    figure.suptitle(f"Forward and both backward passes of each layer, {count}", fontsize=11)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
