@@ -11,7 +11,7 @@ from torch import nn
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
-from bench_sparse import command, measure, networks, peers, single_layers, storage, sweep  # noqa: E402
+from bench_sparse import bounds, command, measure, networks, peers, single_layers, storage, sweep  # noqa: E402
 from bench_sparse.goals import WORKS  # noqa: E402
 from bench_sparse.peers import Left, Worker  # noqa: E402
 from bench_sparse.results import Results, page, table  # noqa: E402
@@ -222,7 +222,10 @@ def test_ours_is_checked_against_masked_eager(masked_as_lowered, kind):
     loaded = ours({**TINY, "kind": kind})
     assert loaded.error < 1e-5 and 0.2 <= loaded.facts["density"] < 0.3
     assert len(loaded.turn()) == (1 if kind == "inference" else 4)
-    assert ("bytes" in loaded.facts) == (kind == "storage")
+    if kind == "storage":  # weight, gradient and momentum in 4 bytes each, masks in 1
+        sparse, *_ = networks.sparse_network({**TINY, "kind": kind})
+        least = sum(12 * p.numel() for p in sparse.parameters()) + sum(m.numel() for m in sparse.masks.values())
+        assert least < loaded.facts["bytes"] < 1.1 * least
 
 
 def test_a_wrong_training_step_shows(masked_as_lowered):
@@ -313,3 +316,9 @@ def test_help_names_every_row(capsys):
         parser.parse_args(["--help"])
     shown = capsys.readouterr().out
     assert all(row in shown for row in WORKS)
+
+
+def test_bounds_are_measured():
+    """A float of 4 bytes for each multiply-add."""
+    found = bounds.measured_bounds(1)
+    assert found["peak_gmacs"] > 1 and ("L2_gbs" not in found or found["l2_gmacs"] == found["L2_gbs"] / 4)

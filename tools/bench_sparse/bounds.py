@@ -5,8 +5,10 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from .machine import caches
 from .peers import Left
@@ -106,13 +108,13 @@ def _bandwidth(library: ctypes.CDLL, size: int, lanes: int, threads: int) -> flo
     return _rate(lambda: library.read(next(calls), vectors, rounds), threads, 4 * lanes * vectors * rounds)
 
 
-def _rate(call, threads: int, amount: int, repeats: int = 5) -> float:
-    """The greatest amount a second, of all threads together; ctypes lets them run at once."""
-    best = 0.0
+def _rate(call: Callable[[], Any], threads: int, amount: int, repeats: int = 5) -> float:
+    """The greatest amount a second of processor time, summed over threads at once (ctypes lets them run)."""
+
+    def timed(_: int) -> float:
+        start = time.thread_time()
+        call()
+        return amount / (time.thread_time() - start)
+
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(repeats):
-            start = time.perf_counter()
-            for future in [pool.submit(call) for _ in range(threads)]:
-                future.result()
-            best = max(best, threads * amount / (time.perf_counter() - start))
-    return best
+        return max(sum(pool.map(timed, range(threads))) for _ in range(repeats))
