@@ -148,7 +148,7 @@ def _check(kind: str, error: float | None) -> None:
 
 
 def summary(turns: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
-    """Least and median of wall-clock seconds, and the least of processor seconds, which others hardly disturb.
+    """Least and median of wall-clock seconds, and the least of processor seconds, which others disturb less.
 
     A turn of several steps is a cycle that ends in an update step. Of those, an interval of 100 steps counts: the
     update step, the step after it, and 98 ordinary ones.
