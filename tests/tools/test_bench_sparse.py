@@ -201,7 +201,7 @@ def test_distinct_layers_of_the_reports_resnet50():
 @pytest.fixture
 def masked_as_lowered(monkeypatch):
     """Stands in for the kernels: `lower` leaves the module as it is."""
-    monkeypatch.setattr(fxsparse.SparseModule, "lower", lambda self, train=False: self, raising=False)
+    monkeypatch.setattr(fxsparse.SparseModule, "lower", lambda self, train=False, layers="auto": self, raising=False)
 
 
 TINY = {

@@ -115,7 +115,8 @@ def lowered_layer(case: Case) -> Loaded:
     dense = copy.deepcopy(layer)
     sparse.copy_to(dense)
     weight = dense.weight.detach().clone()
-    return checked(sparse.lower(train=True).train(), weight, case)
+    lowered = sparse.lower(train=True, layers="all")  # the kernels' own figures, not those of a layer left dense
+    return checked(lowered.train(), weight, case)
 
 
 def sparseprop_layer(case: Case) -> Loaded:
