@@ -28,6 +28,9 @@ demo: $(INSTALLED)      ## RigL beside static and dense training on real handwri
 coverage: $(INSTALLED)  ## which models are captured and masked, over torchvision, timm, transformers and the zoo
 	$(BIN)/python tools/coverage.py --write docs/coverage.md
 
+bench-sparse: $(INSTALLED)  ## sparse kernels beside PyTorch, ONNX Runtime, OpenVINO and SparseProp; goes on where stopped
+	$(BIN)/python tools/bench.py sparse --resume --write docs/bench/sparse.md
+
 test: $(INSTALLED) $(BROWSER)      ## the tests, without the long ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
@@ -43,5 +46,5 @@ format: $(INSTALLED)    ## let ruff lay the code out
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:                  ## remove .venv and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:                  ## remove .venv, .peers and caches
+	rm -rf $(VENV) .peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

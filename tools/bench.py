@@ -1,4 +1,7 @@
-"""Benchmarks: `python tools/bench.py flops` times counting, `struct` what cutting out channels is worth."""
+"""Benchmarks: `python tools/bench.py flops` times counting, `struct` what cutting out channels is worth.
+
+`sparse` times sparse kernels beside everything dense, and SparseProp.
+"""
 
 import argparse
 import gc
@@ -10,6 +13,7 @@ from typing import Any
 import bench_struct
 import torch
 import torchvision
+from bench_sparse import command as bench_sparse
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -73,10 +77,12 @@ def main() -> int:
     struct = commands.add_parser("struct", help="channels: dense, masked, compact, an ordinary model of those widths")
     bench_struct.add_arguments(struct)
     struct.set_defaults(run=bench_struct.bench_struct)
+    sparse = commands.add_parser("sparse", help="sparse kernels beside PyTorch, ONNX Runtime, OpenVINO, SparseProp")
+    bench_sparse.add_arguments(sparse)
+    sparse.set_defaults(run=bench_sparse.bench_sparse)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.run(arguments)
-    return 0
+    return arguments.run(arguments) or 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""The contenders' processes, and the competitors' environments."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import torch
+
+TOOLS = Path(__file__).parents[1]
+FOLDER = Path(__file__).parents[2] / ".peers"
+
+
+class Left(Exception):
+    """A contender or row is left out; the message says why, in a line."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What pip installs, step by step, into a virtual environment that sees this one's packages from the last on."""
+
+    name: str
+    steps: tuple[tuple[str, ...], ...]
+    probe: str
+
+
+ENVIRONMENTS = {
+    "openvino": Environment("openvino", (("openvino==2026.4.1", "openvino-telemetry"),), "import openvino"),
+    "sparseprop": Environment(
+        "sparseprop",
+        (("pybind11", "setuptools"), ("--no-build-isolation", "sparseprop==0.1.14")),
+        "from sparseprop.modules import SparseConv2d",
+    ),
+}
+
+
+def python_of(name: str, install: bool = True) -> str:
+    """The interpreter that has a contender; its environment is made where there is none. Raises Left."""
+    if name not in ENVIRONMENTS:
+        return sys.executable
+    if name in _failed:  # once is enough for a run
+        raise Left(_failed[name])
+    try:
+        return _made(name, install)
+    except Left as left:
+        _failed[name] = str(left)
+        raise
+
+
+_failed: dict[str, str] = {}
+
+
+def _made(name: str, install: bool) -> str:
+    environment, folder = ENVIRONMENTS[name], FOLDER / name
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    wanted = repr((environment.steps, sys.executable, torch.__version__))
+    if ready.exists() and ready.read_text() == wanted:
+        return str(python)
+    if not install:
+        raise Left(f"{name} is not installed")
+    print(f"installing {name} into .peers/{name}", file=sys.stderr, flush=True)
+    _ran([sys.executable, "-m", "venv", "--clear", str(folder)], folder)
+    for step in environment.steps:
+        if step is environment.steps[-1]:
+            _share(folder)
+        _ran([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *step], folder)
+    _ran([str(python), "-c", environment.probe], folder)
+    ready.write_text(wanted)
+    return str(python)
+
+
+def _share(folder: Path) -> None:
+    """Lets an environment see this one's packages, so that PyTorch is not installed again."""
+    (target,) = folder.glob("lib/python*/site-packages")
+    (target / "shared.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+
+
+def _ran(command: Sequence[str], folder: Path) -> None:
+    """SparseProp's build calls `pip` and `python3` by name, so the environment's own come first."""
+    path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", "")])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
+    except OSError as error:
+        raise Left(f"{folder.name} does not install: {error}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        reason = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
+        raise Left(f"{folder.name} does not install: {reason.strip()[:200]}")
+
+
+class Worker:
+    """A process that loads contenders and times them."""
+
+    def __init__(self, python: str, threads: int) -> None:
+        self.log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        paths = [str(TOOLS), os.environ.get("PYTHONPATH", "")]
+        settings = {
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        }
+        self.threads = threads
+        self.process = subprocess.Popen(
+            [python, "-m", "bench_sparse.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env={**os.environ, **settings},
+            start_new_session=True,  # Ctrl-C is for the one who collects the figures
+        )
+
+    def load(self, contender: str, case: dict[str, Any]) -> dict[str, Any]:
+        """Its number, error and facts. Raises Left."""
+        return self._ask({"do": "load", "contender": contender, "case": {**case, "threads": self.threads}})
+
+    def run(self, number: int, seconds: float) -> list[list[list[float]]]:
+        return self._ask({"do": "run", "number": number, "seconds": seconds})["turns"]
+
+    def drop(self, number: int) -> None:
+        self._ask({"do": "drop", "number": number})
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise Left(f"the process ended: {self._last_words()}")
+        answer = json.loads(line)
+        if "failed" in answer:
+            raise Left(answer["failed"])
+        return answer
+
+    def _last_words(self) -> str:
+        self.log.seek(0)
+        lines = [line.strip() for line in self.log.read().splitlines() if line.strip()]
+        return lines[-1][:200] if lines else f"exit status {self.process.wait()}"
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            if stream:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
