@@ -13,9 +13,11 @@ from torch import fx, nn
 
 from fxsparse.core.graphs import attribute, operand, operation_name
 from fxsparse.core.records import TensorSpec, record_of, update_record
-from fxsparse.kernels.calls import lowered_conv
+from fxsparse.kernels.calls import fused_conv, lowered_conv
 from fxsparse.kernels.layout import channels_as_rows, channels_outermost, rows_as_channels
+from fxsparse.kernels.normalisation import norm_activation
 
+_SPARSE = (lowered_conv, fused_conv, norm_activation)
 _PLANEWISE = frozenset("max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d".split())
 _ELEMENTWISE = frozenset(
     "relu relu6 relu_ relu6_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid silu silu_ gelu elu selu sigmoid tanh "
@@ -55,7 +57,7 @@ def choose_layout(root: nn.Module, graph: fx.Graph) -> int:
     outermost: set[fx.Node] = set()
     changed = 0
     for node in list(graph.nodes):
-        if node.target is lowered_conv:
+        if node.target in _SPARSE:
             spec = record_of(node).spec
             if isinstance(spec, TensorSpec) and len(spec.shape) == 4:
                 outermost.add(node)

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from ..core.records import Captured
 from ..passes.choose_layout import choose_layout
+from ..passes.fuse_norms import fuse_norms
 from ..passes.lower_weights import lower_weights, pattern_names
 from ..runtime.lowered_site import Storage, pattern_of, restore_dense, store_values
 from .decisions import Decision
@@ -40,6 +41,7 @@ class LoweredStorage:
         for mode, graph in captured.distinct_graphs():
             made[mode] = lower_weights(graph, mode, calls, blocks)
             if train:
+                fuse_norms(captured.model, made[mode])
                 choose_layout(captured.model, made[mode])
         return {"eval": made["eval"], "train": made.get("train", made["eval"])}
 

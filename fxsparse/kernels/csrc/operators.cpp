@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "convolution.h"
+#include "normalisation.h"
 
 namespace fxsparse {
 namespace {
@@ -222,12 +223,61 @@ Tensor sparse_conv2d_weight_gradient(
   return dvalues;
 }
 
+// An activation as (channels, all pixels of a channel).
+Tensor rows_of_pixels(const Tensor& x) { return x.transpose(0, 1).reshape({x.size(1), -1}); }
+
+const Tensor optional_rows(const std::optional<Tensor>& x) {
+  return x.has_value() ? rows_of_pixels(*x).contiguous() : Tensor();
+}
+
+// Returns (y, mean, 1 / standard deviation), the latter two of the batch.
+std::tuple<Tensor, Tensor, Tensor> norm_activation(
+    const Tensor& x_, const std::optional<Tensor>& residual_, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias, double eps, bool relu) {
+  TORCH_CHECK_VALUE(x_.dim() == 4, "expected (images, channels, height, width), got ", x_.sizes());
+  TORCH_CHECK_VALUE(!residual_.has_value() || residual_->sizes() == x_.sizes(), "the residual has another shape");
+  const Tensor x = rows_of_pixels(x_).contiguous(), residual = optional_rows(residual_);
+  const Tensor w = weight.has_value() ? weight->contiguous() : Tensor(), b = bias.has_value() ? bias->contiguous() : Tensor();
+  const Tensor y = channel_major(x_, x_.sizes(), false);
+  const Tensor mean = at::empty({x.size(0)}, x.options()), rstd = at::empty({x.size(0)}, x.options());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "norm_activation", [&] {
+    const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<scalar_t>() : nullptr; };
+    NormForward<scalar_t>{
+        data(x), data(residual), data(w), data(b), y.mutable_data_ptr<scalar_t>(), mean.mutable_data_ptr<scalar_t>(),
+        rstd.mutable_data_ptr<scalar_t>(), relu, eps, x.size(0), x.size(1)}
+        .run();
+  });
+  return {y, mean, rstd};
+}
+
+// Returns (dx, dresidual, dweight, dbias); dresidual is empty where there is no residual.
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_activation_backward(
+    const Tensor& dy_, const Tensor& x_, const Tensor& y_, const std::optional<Tensor>& weight, const Tensor& mean,
+    const Tensor& rstd, bool relu, bool has_residual) {
+  const Tensor dy = rows_of_pixels(dy_).contiguous(), x = rows_of_pixels(x_).contiguous();
+  const Tensor y = rows_of_pixels(y_).contiguous(), w = weight.has_value() ? weight->contiguous() : Tensor();
+  const Tensor dx = channel_major(x_, x_.sizes(), false);
+  const Tensor dresidual = has_residual ? channel_major(x_, x_.sizes(), false) : at::empty({0}, x.options());
+  const Tensor dweight = at::empty_like(mean), dbias = at::empty_like(mean);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "norm_activation_backward", [&] {
+    const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr<scalar_t>() : nullptr; };
+    NormBackward<scalar_t>{
+        data(dy), data(x), data(y), data(w), data(mean), data(rstd), dx.mutable_data_ptr<scalar_t>(),
+        has_residual ? dresidual.mutable_data_ptr<scalar_t>() : nullptr, dweight.mutable_data_ptr<scalar_t>(),
+        dbias.mutable_data_ptr<scalar_t>(), relu, x.size(0), x.size(1)}
+        .run();
+  });
+  return {dx, dresidual, dweight, dbias};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fxsparse, CPU, m) {
   m.impl("sparse_conv2d", &sparse_conv2d);
   m.impl("sparse_conv2d_fused", &sparse_conv2d_fused);
   m.impl("sparse_linear_fused", &sparse_linear_fused);
+  m.impl("norm_activation", &norm_activation);
+  m.impl("norm_activation_backward", &norm_activation_backward);
   m.impl("sparse_conv2d_input_gradient", &sparse_conv2d_input_gradient);
   m.impl("sparse_conv2d_weight_gradient", &sparse_conv2d_weight_gradient);
 }
