@@ -36,6 +36,8 @@ struct Finish {
   const T* residual = nullptr;
   bool limited = false;
   T low = 0, high = 0;
+
+  bool is_none() const { return bias == nullptr && residual == nullptr && !limited; }
 };
 
 // Dense rows of slots: whole vectors each, and an odd number of them, as rows a page apart share lines of the cache.
@@ -204,6 +206,13 @@ void product(
             if (here.empty()) continue;
             const T* x = panel.row(row / rows_per_group * (source_rows / groups)) + (column - from);
             const int64_t start = starts[row];
+            T* const whole = finish.is_none() && R == 1 && here[0].length == V * lanes<T>
+                ? result.pixels + result.strides.channel * (row / parts) + here[0].offset
+                : nullptr;
+            if (whole != nullptr && result.parts[row % parts].column_step == 1) {
+              multiply<T, R, V>(x, offsets.get() + start, values + start, starts[row + 1] - start, whole, 0);
+              continue;
+            }
             multiply<T, R, V>(x, offsets.get() + start, values + start * R, starts[row + 1] - start, sums.row(0),
                               sums.pitch);
             for (int r = 0; r < R; ++r) {
@@ -265,7 +274,7 @@ void forward_vector(
   });
 }
 
-// dx = the gradient of the input; `dx` holds zeros.
+// dx = the gradient of the input. Where it is not covered by the planes that are read, `dx` holds zeros already.
 template <typename T, int R>
 void input_gradient(
     const Geometry& g, const T* dy, const Strides& dy_strides, const Columns& weight, int64_t count, const T* values,
@@ -350,14 +359,19 @@ void weight_gradient(
             }
             cursors[row] = static_cast<int32_t>(stop);
             if (p == stop) continue;
-            for (int r = 0; r < R; ++r)
-              fill(gradients.row(r), from, from + width, runs, dy + (row * R + r) * dy_strides.channel, 1);
+            const T* y = gradients.row(0);
+            if (R == 1 && runs.size() == 1 && runs[0].length == width) {
+              y = dy + row * dy_strides.channel + runs[0].offset;
+            } else {
+              for (int r = 0; r < R; ++r)
+                fill(gradients.row(r), from, from + width, runs, dy + (row * R + r) * dy_strides.channel, 1);
+            }
             const T* lines = origin + row / rows_per_group * (input.rows() / g.groups) * panel.pitch;
             constexpr int J = R == 1 ? 4 : R == 2 ? 4 : R == 4 ? 2 : 1;
             for (; p + J <= stop; p += J)
-              dot<T, R, J>(gradients.row(0), gradients.pitch, lines, offsets.get() + p, length, dots + p * R);
+              dot<T, R, J>(y, gradients.pitch, lines, offsets.get() + p, length, dots + p * R);
             for (; p < stop; ++p)
-              dot<T, R, 1>(gradients.row(0), gradients.pitch, lines, offsets.get() + p, length, dots + p * R);
+              dot<T, R, 1>(y, gradients.pitch, lines, offsets.get() + p, length, dots + p * R);
           }
         }
       }

@@ -72,6 +72,17 @@ struct Geometry {
     }
   }
 
+  // Whether every pixel of the input is in a plane that some tap reads.
+  bool reads_all() const {
+    if (static_cast<int64_t>(planes.size()) < high.stride * wide.stride) return false;
+    const auto covers = [](const Axis& axis) {
+      for (int64_t phase = 0; phase < axis.stride; ++phase)
+        if (axis.pixels(phase) * axis.stride + phase < axis.input) return false;
+      return true;
+    };
+    return covers(high) && covers(wide);
+  }
+
   int64_t taps() const { return high.kernel * wide.kernel; }
   int64_t slots() const { return high.slots * wide.slots; }  // of an image
   int64_t columns() const { return images == 0 ? 0 : images * slots(); }

@@ -182,7 +182,7 @@ Tensor sparse_conv2d_input_gradient(
   const Geometry whole = settings.geometry(x.size(0), x.size(2), x.size(3));
   TORCH_CHECK_VALUE(dy.size(0) == x.size(0) && dy.size(2) == whole.output_height && dy.size(3) == whole.output_width,
               "a gradient of shape ", dy.sizes(), " does not belong to an input of shape ", x.sizes());
-  Tensor dx = channel_major(dy, x.sizes(), true), target = dx;
+  Tensor dx = channel_major(dy, x.sizes(), !whole.reads_all()), target = dx;
   if (mergeable(settings, dy)) {
     dy = merged(dy);
     target = merged(dx);
