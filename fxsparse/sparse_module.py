@@ -387,7 +387,7 @@ class SparseModule(CapturedModule):
         own = copy.deepcopy(self)
         own._lower(example, layers, False, None)
         assert own._storage is not None
-        lowered = lower_for_inference(captured_by(own, own.example), own._storage.decisions)
+        lowered = lower_for_inference(captured_by(own, example), own._storage.decisions, layers)
         if verify and not any(parameter.is_meta for parameter in self.parameters()):
             check_lowered(self._get_name(), self, lowered, self.example)
         return lowered

@@ -14,16 +14,22 @@ from torch import fx, nn
 from fxsparse.core.graphs import attribute, operand, operation_name
 from fxsparse.core.records import TensorSpec, record_of, update_record
 from fxsparse.kernels.calls import fused_conv, lowered_conv
-from fxsparse.kernels.layout import channels_as_rows, channels_outermost, rows_as_channels
+from fxsparse.kernels.layout import (
+    channels_as_rows,
+    channels_contiguous,
+    channels_outermost,
+    pixels_outermost,
+    rows_as_channels,
+)
 from fxsparse.kernels.normalisation import norm_activation
 
 _SPARSE = (lowered_conv, fused_conv, norm_activation)
-_PLANEWISE = frozenset("max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d".split())
+_PLANEWISE = frozenset("avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d".split())
 _ELEMENTWISE = frozenset(
     "relu relu6 relu_ relu6_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid silu silu_ gelu elu selu sigmoid tanh "
     "leaky_relu leaky_relu_ softplus mish clamp clamp_ add add_ iadd sub mul mul_ imul div truediv dropout neg".split()
 )
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _ACTIVATIONS = (
     nn.ReLU,
     nn.ReLU6,
@@ -71,6 +77,9 @@ def choose_layout(root: nn.Module, graph: fx.Graph) -> int:
         elif _is_batch_norm(root, node):
             outermost.add(_on_view(node, channels_as_rows, rows_as_channels, operand(node, 0, "input")))
             changed += 1
+        elif _is_max_pool(root, node):
+            outermost.add(_on_view(node, pixels_outermost, channels_contiguous))
+            changed += 1
         elif _is(root, node, _PLANEWISE, _POOLS):
             outermost.add(_on_view(node, channels_outermost, channels_outermost))
             changed += 1
@@ -95,6 +104,10 @@ def _is_batch_norm(root: nn.Module, node: fx.Node) -> bool:
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         return type(module) is nn.BatchNorm2d and not any(hooks)
     return node.target is F.batch_norm
+
+
+def _is_max_pool(root: nn.Module, node: fx.Node) -> bool:
+    return _is(root, node, frozenset(["max_pool2d"]), (nn.MaxPool2d,))
 
 
 def _same_shape(node: fx.Node) -> bool:

@@ -72,6 +72,20 @@ def find_lowerable(
     return calls, reasons
 
 
+def find_whole(captured: Captured) -> dict[str, list[SparseCall]]:
+    """Convolutions of the eval graph whose weight has no mask, by the weight's name: a kernel may run them as well."""
+    found: dict[str, list[SparseCall]] = {}
+    for node in captured.graphs["eval"].nodes:
+        weight = operand(node, 1, "weight") if node.target in (torch.conv1d, torch.conv2d) else None
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            continue
+        tensor = attribute(captured.model, str(weight.target))
+        call = _call("eval", node, weight, tuple(tensor.shape))
+        if isinstance(call, SparseCall) and tensor.dtype in _DTYPES and tensor.device.type == "cpu":
+            found.setdefault(str(weight.target), []).append(call)
+    return found
+
+
 def _names_in_units(captured: Captured) -> set[str]:
     units = captured.units.distinct_graphs() if captured.units else ()
     return {str(node.target) for _, _, graph in units for node in graph.find_nodes(op="get_attr")}

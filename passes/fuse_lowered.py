@@ -4,7 +4,7 @@ A lowered graph's `lowered_conv -> batch_norm -> add -> relu` becomes one call. 
 normalisation into their weights as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxsparse.core.graphs import attribute, copy_graph, operand, operation_name
+from fxsparse.kernels import SparsePattern
 from fxsparse.kernels.calls import fused_conv, fused_linear, lowered_conv, lowered_linear
 
 from .chains import addition_after, has_hooks, may_move, only_user, replace_chain
+from .find_lowerable import SparseCall
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _LIMITS: dict[str, tuple[float | None, float | None]] = {
@@ -34,22 +36,51 @@ class _Affine:
     shift: Tensor
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer that a sparse kernel runs.
+
+    Attributes:
+        x: its input.
+        values, starts, columns: its weight.
+        bias: or None.
+        shape: `(out, in per group, height, width)` of the weight, or `(out, in)` of a linear layer.
+        settings: stride, padding, dilation, groups; none of a linear layer.
+        block: output channels that share a pattern.
+    """
+
+    x: Any
+    values: Tensor
+    starts: Tensor
+    columns: Tensor
+    bias: Tensor | None
+    shape: tuple[int, ...]
+    settings: tuple[Any, ...]
+    block: int
+
+
 @torch.no_grad()
-def fuse_lowered(root: nn.Module, graph: fx.Graph) -> tuple[fx.Graph, dict[str, Tensor]]:
+def fuse_lowered(
+    root: nn.Module, graph: fx.Graph, whole: Collection[SparseCall] = ()
+) -> tuple[fx.Graph, dict[str, Tensor]]:
     """A copy of a lowered graph of eval mode, for inference alone.
 
     Args:
         root: what the graph's attributes and submodules refer to; not changed.
         graph: annotated with shapes.
+        whole: calls without a mask that are to run on a sparse kernel, all of their weights active.
 
     Returns:
         The graph, and its new tensors by the names under which it reads them.
     """
     fused = copy_graph(graph)
     tensors: dict[str, Tensor] = {}
+    own_calls = {call.node: call for call in whole}
     for node in list(fused.nodes):
         if node.target in (lowered_conv, lowered_linear):
-            _fuse_sparse(root, node, tensors)
+            _fuse_sparse(root, node, _lowered_layer(root, node), tensors)
+        elif node.name in own_calls:
+            _fuse_sparse(root, node, _whole_layer(root, node, own_calls[node.name]), tensors)
         elif node.target in _CONVOLUTIONS:
             _fold_dense(root, node, tensors)
     for node in reversed(list(fused.nodes)):
@@ -62,46 +93,59 @@ def fuse_lowered(root: nn.Module, graph: fx.Graph) -> tuple[fx.Graph, dict[str, 
 # -- sparse layers ----------------------------------------------------------------------------------------
 
 
-def _fuse_sparse(root: nn.Module, node: fx.Node, tensors: dict[str, Tensor]) -> None:
-    linear = node.target is lowered_linear
-    x, weight, pattern, bias, _, _, _, shape, *settings = node.args
-    block = settings[-1]
-    starts = attribute(root, str(pattern[0].target))  # type: ignore[union-attr, index]
-    values = attribute(root, str(weight.target)).detach()  # type: ignore[union-attr]
-    added = None if bias is None else attribute(root, str(bias.target)).detach()  # type: ignore[union-attr]
-    chain, residual = [node], None
+def _lowered_layer(root: nn.Module, node: fx.Node) -> _Layer:
+    x, weight, pattern, bias, _, _, _, shape, *settings, block = node.args
+    starts, columns = (_tensor(root, part) for part in pattern[:2])  # type: ignore[union-attr, index]
+    added = None if bias is None else _tensor(root, bias)
+    return _Layer(x, _tensor(root, weight), starts, columns, added, tuple(shape), tuple(settings), block)  # type: ignore[arg-type]
+
+
+def _whole_layer(root: nn.Module, node: fx.Node, call: SparseCall) -> _Layer:
+    weight, bias = _tensor(root, operand(node, 1, "weight")), operand(node, 2, "bias")
+    pattern = SparsePattern.of(torch.ones(weight.shape, dtype=torch.bool), call.groups)
+    settings = (call.stride, call.padding, call.dilation, call.groups)
+    added = None if bias is None else _tensor(root, bias)
+    values = weight.reshape(-1)
+    return _Layer(operand(node, 0, "input"), values, pattern.starts, pattern.columns, added, call.weight, settings, 1)
+
+
+def _tensor(root: nn.Module, node: Any) -> Tensor:
+    return attribute(root, str(node.target)).detach()
+
+
+def _fuse_sparse(root: nn.Module, node: fx.Node, layer: _Layer, tensors: dict[str, Tensor]) -> None:
+    linear = not layer.settings
+    values, added = layer.values, layer.bias
     affine = None if linear else _batch_norm_after(root, node)
+    chain, residual = [node], None
     if affine is not None:
         chain.append(only_user(node))
-        rows = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
-        scale = affine.scale.reshape(-1, block)[rows].flatten()
-        values, added = _scaled(values, scale), _shifted(added, affine, values.dtype)
+        rows = torch.repeat_interleave(torch.arange(len(layer.starts) - 1), layer.starts.diff().long())
+        values = _scaled(values, affine.scale.reshape(-1, layer.block)[rows].flatten())
+        added = _shifted(added, affine, values.dtype)
     addition = None if linear else addition_after(chain[-1])
     if addition is not None and may_move(root, chain, addition[0]):
         chain.append(addition[0])
         residual = addition[1]
+    low, high = None, None
     limits = _limits_after(root, chain[-1])
-    if limits is not None:
-        if may_move(root, chain, only_user(chain[-1])):
-            chain.append(only_user(chain[-1]))
-        else:
-            limits = None
-    low, high = limits or (None, None)
-    name = node.name
-    tensors[f"{name}_values"] = values.clone()
-    for label, part in zip(("starts", "columns"), pattern, strict=False):  # type: ignore[arg-type]
-        tensors[f"{name}_{label}"] = attribute(root, str(part.target))  # type: ignore[union-attr]
+    if limits is not None and may_move(root, chain, only_user(chain[-1])):
+        chain.append(only_user(chain[-1]))
+        low, high = limits
+    own = {"values": values.clone(), "starts": layer.starts, "columns": layer.columns}
     if added is not None:
-        tensors[f"{name}_bias"] = added.clone()
+        own["bias"] = added.clone()
+    tensors.update({f"{node.name}_{label}": tensor for label, tensor in own.items()})
     graph = node.graph
     with graph.inserting_before(chain[-1]):
-        own = {label: graph.create_node("get_attr", f"{name}_{label}") for label in ("values", "starts", "columns")}
-        new_bias = graph.create_node("get_attr", f"{name}_bias") if added is not None else None
-        given = (x, own["values"], [own["starts"], own["columns"]], new_bias)
+        read = {label: graph.create_node("get_attr", f"{node.name}_{label}") for label in own}
+        given = (layer.x, read["values"], [read["starts"], read["columns"]], read.get("bias"))
         if linear:
-            new = graph.call_function(fused_linear, (*given, shape[0], block, low, high))  # type: ignore[index]
+            new = graph.call_function(fused_linear, (*given, layer.shape[0], layer.block, low, high))
         else:
-            new = graph.call_function(fused_conv, (*given, residual, shape, *settings, low, high))
+            new = graph.call_function(
+                fused_conv, (*given, residual, layer.shape, *layer.settings, layer.block, low, high)
+            )
     replace_chain(chain, new)
 
 

@@ -5,6 +5,7 @@ keep them. What works channel by channel runs on these views without a copy; on 
 with one.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -22,3 +23,13 @@ def rows_as_channels(rows: Tensor, like: Tensor) -> Tensor:
 def channels_outermost(x: Tensor) -> Tensor:
     """(images, channels, height, width) to (channels, images, height, width), and back."""
     return x.transpose(0, 1)
+
+
+def pixels_outermost(x: Tensor) -> Tensor:
+    """A copy with the channels of a pixel side by side: torch pools maxima many times faster there, copies included."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def channels_contiguous(x: Tensor) -> Tensor:
+    """A copy with the channels outermost."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)

@@ -10,10 +10,10 @@ from ..captured_module import CapturedModule
 from ..core.allocation import match_names
 from ..core.errors import ConfigError
 from ..core.granularity import Blocks, Granularity
-from ..core.graphs import copy_graph
+from ..core.graphs import attribute, copy_graph
 from ..core.records import Captured, WeightSite
 from ..passes.annotate_shapes import annotate_shapes
-from ..passes.find_lowerable import SparseCall, find_lowerable
+from ..passes.find_lowerable import SparseCall, find_lowerable, find_whole
 from ..passes.open_leaves import open_leaves
 from .cost_model import CostModel
 
@@ -110,6 +110,24 @@ def decide(
             decisions.append(Decision(site.name, faster, "" if faster else "dense is faster", density, sparse, dense))
     chosen = {decision.name for decision in decisions if decision.lowered}
     return decisions, {name: found for name, found in calls.items() if name in chosen}
+
+
+def decide_whole(
+    captured: Captured, layers: str | Sequence[str], cost_model: CostModel | None = None
+) -> tuple[list[Decision], list[SparseCall]]:
+    """For inference: which convolutions without a mask, such as depthwise ones, a sparse kernel runs faster."""
+    if layers != "auto":
+        return [], []
+    model = cost_model or CostModel()
+    decisions, chosen = [], []
+    for name, calls in find_whole(captured).items():
+        dtype = attribute(captured.model, name).dtype
+        estimates = [model.estimate(call, 1.0, 1, dtype, False) for call in calls]
+        sparse, dense = sum(e.sparse for e in estimates), sum(e.dense for e in estimates)
+        faster = sparse < dense
+        chosen += calls if faster else []
+        decisions.append(Decision(name, faster, "" if faster else "dense is faster", 1.0, sparse, dense))
+    return decisions, chosen
 
 
 def _wanted(layers: Any, names: Sequence[str]) -> set[str] | None:

@@ -12,10 +12,10 @@ from ..captured_module import CapturedModule
 from ..core.errors import InputError
 from ..core.graphs import attribute
 from ..core.records import Captured
-from ..passes.annotate_shapes import annotate_shapes
 from ..passes.choose_layout import choose_layout
 from ..passes.fuse_lowered import fuse_lowered
-from .decisions import Decision, decision_table
+from ..passes.remove_masks import remove_masks
+from .decisions import Decision, decide_whole, decision_table
 
 
 class LoweredModule(CapturedModule):
@@ -48,14 +48,19 @@ class LoweredModule(CapturedModule):
 
 
 @torch.no_grad()
-def lower_for_inference(lowered: Captured, decisions: Sequence[Decision]) -> LoweredModule:
+def lower_for_inference(lowered: Captured, decisions: Sequence[Decision], layers: str | Sequence[str]) -> LoweredModule:
     """Fuses a lowered graph of eval mode.
 
     Args:
-        lowered: graphs that call `lowered_conv` and `lowered_linear`; its tensors are copied, as far as they are read.
+        lowered: graphs that call `lowered_conv` and `lowered_linear`, annotated with shapes; its tensors are copied, as
+            far as they are read.
+        decisions: on the masked weights.
+        layers: as for `decide`.
     """
-    annotate_shapes(lowered)
-    graph, tensors = fuse_lowered(lowered.model, lowered.graphs["eval"])
+    more, whole = decide_whole(lowered, layers)
+    decisions = [*decisions, *more]
+    masked = remove_masks(lowered.graphs["eval"])
+    graph, tensors = fuse_lowered(lowered.model, masked, whole)
     choose_layout(lowered.model, graph)
     root = nn.Module()
     for node in graph.nodes:
