@@ -3,10 +3,12 @@
 
 #include <ATen/Parallel.h>
 
+#include <limits>
 #include <new>
 #include <type_traits>
 #include <utility>
 
+#include "exact.h"
 #include "geometry.h"
 #include "product.h"
 
@@ -122,6 +124,13 @@ inline int64_t panel_width(int64_t rows, int64_t columns, int64_t tasks) {
   return std::max(unit, std::min(std::clamp(fit / unit * unit, 2 * unit, 32 * unit), share));
 }
 
+// Offsets into a panel are int32, for twice as many of them in a cache line.
+inline void check_offsets(int64_t rows, int64_t pitch) {
+  TORCH_CHECK_VALUE(
+      rows * pitch <= std::numeric_limits<int32_t>::max(), "rows of pixels too long for the sparse kernels: ", rows,
+      " rows of ", pitch, " numbers are kept at once, more than an int32 counts");
+}
+
 // Stores a row of sums, V vectors from slot `column` on, where it has pixels.
 template <typename T, int V>
 inline void store(
@@ -176,6 +185,7 @@ void product(
 
   std::vector<int32_t> offsets(count);
   const int64_t pitch = Panel<T>(0, width + reach).pitch;
+  check_offsets(source_rows, pitch);
   for (int64_t p = 0; p < count; ++p) offsets[p] = static_cast<int32_t>(lines[p] * pitch + (shifts[p] - first));
 
   at::parallel_for(0, panels * shares, 1, [&](int64_t begin, int64_t end) {
@@ -317,6 +327,7 @@ void weight_gradient(
   const Reading reading(g);
   std::vector<int32_t> offsets(count);
   const int64_t pitch = Panel<T>(0, width + reach).pitch;
+  check_offsets(input.rows(), pitch);
   for (int64_t p = 0; p < count; ++p) {
     const int32_t column = weight.columns[p];
     offsets[p] = static_cast<int32_t>(reading.line[column] * pitch + reading.shift[column] - g.first());
@@ -352,6 +363,7 @@ void weight_gradient(
   });
   for (int64_t share = 1; share < shares; ++share)
     for (int64_t i = 0; i < count * R; ++i) dvalues[i] += sums[share][i];
+  make_exact<T, R>(g, x, x_strides, dy, dy_strides, weight.starts, weight.columns, dvalues);
 }
 
 }  // namespace fxsparse
