@@ -46,7 +46,10 @@ class _Convolution:
 
     def output_size(self, x: Tensor) -> list[int]:
         reach = [x.shape[2 + i] + 2 * self.padding[i] - self.dilation[i] * (self.weight[2 + i] - 1) - 1 for i in (0, 1)]
-        _require(min(reach) >= 0, f"the kernel {self.weight[2:]} is larger than the padded input {x.shape[2:]}")
+        empty = 0 in x.shape[2:] and self._pointwise()
+        _require(
+            min(reach) >= 0 or empty, f"the kernel {self.weight[2:]} is larger than the padded input {x.shape[2:]}"
+        )
         return [reach[i] // self.stride[i] + 1 for i in (0, 1)]
 
     def columns(self, x: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ class _Convolution:
         group = column // max(self.length, 1)
         _require(bool((rows // max(per_group, 1) == group).all()), "the pattern has blocks outside of their group")
         within = torch.arange(self.block)
-        column = column[:, None].expand(-1, self.block).reshape(-1)
+        column = column.repeat_interleave(self.block)
         return (
             column,
             (rows[:, None] * self.block + within).flatten(),

@@ -76,11 +76,10 @@ def _register_loading(name: str) -> None:
     """What an operator does before the C++ is loaded, which then goes first: loads it, or takes the fallback."""
 
     def load_and_call(*args: Any) -> Tensor:
-        others = {str(arg.device) for arg in args if isinstance(arg, Tensor) and not arg.is_cpu}
-        if others:
-            raise ValueError(
-                f"fxsparse::{name}: the sparse kernels work on the CPU, got a tensor on {', '.join(others)}"
-            )
+        for arg in args:
+            if isinstance(arg, Tensor) and not (arg.is_cpu and arg.layout == torch.strided):
+                kind = f"{arg.layout} on {arg.device}"
+                raise ValueError(f"fxsparse::{name} takes dense activations and plain lists on the CPU, got {kind}")
         if kernels_in_use() == FALLBACK:
             return getattr(fallback, name)(*args)
         return getattr(_ops, name)(*args)
@@ -90,6 +89,7 @@ def _register_loading(name: str) -> None:
 
 for _schema in SCHEMAS:
     _register_loading(_schema.split("(")[0])
+    torch.library.register_autocast(f"fxsparse::{_schema.split('(')[0]}", "cpu", torch.float32, lib=_library)
 
 
 # The three products of a convolution are linear in each of their two operands, and the gradients of each are the other
