@@ -1,7 +1,7 @@
 """Builds and their cache, with compilers that are shell scripts: what one fault leaves for the next process."""
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import textwrap
 import time
@@ -61,6 +61,8 @@ def compiler(tmp_path, monkeypatch):
 def calls(tmp_path):
     return len((tmp_path / "calls").read_text().split()) if (tmp_path / "calls").exists() else 0
 
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="another process is a fork of this one")
 
 ONE_BUILD = 4  # three sources, and the link
 
@@ -188,51 +190,62 @@ def test_leftovers_of_a_killed_build_are_swept(cache, compiler, monkeypatch):
     assert not list(library.parent.glob("build-*")) and library.exists()
 
 
-CHILD = """
-import sys
-from fxsparse.kernels import build
-with build.kernel_library() as path:
-    print(path.read_text().strip())
-"""
+def child(log):
+    """Another process that wants the kernels; what it says and gets goes to `log`."""
+
+    def build_them():
+        sys.stderr = log.open("w", buffering=1)
+        with build.kernel_library() as path:
+            print(path.read_text().strip(), file=sys.stderr, flush=True)
+
+    process = multiprocessing.get_context("fork").Process(target=build_them)
+    process.start()
+    return process
 
 
-def child():
-    environment = os.environ | {"PYTHONPATH": str(Path(fxsparse.__file__).parent.parent)}
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def _holds(condition):
+    try:
+        return condition()
+    except FileNotFoundError:
+        return False
 
 
 def until(condition):
     begun = time.monotonic()
-    while not condition():
+    while not _holds(condition):
         assert time.monotonic() - begun < 120
         time.sleep(0.02)
 
 
+@forks
 def test_two_processes_build_once(cache, compiler, tmp_path):
     compiler(f'while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo good > "$out"')
-    first, second = child(), child()
+    logs = [tmp_path / "first", tmp_path / "second"]
+    first, second = map(child, logs)
     until(lambda: calls(tmp_path) == ONE_BUILD - 1)
-    time.sleep(0.5)
+    until(lambda: any("another process" in log.read_text() for log in logs))
     (tmp_path / "go").touch()
-    results = [process.communicate(timeout=120) for process in (first, second)]
-    assert [out.strip() for out, _ in results] == ["good", "good"]
+    for process in (first, second):
+        process.join(60)
+        assert process.exitcode == 0
+    assert [log.read_text().split()[-1] for log in logs] == ["good", "good"]
     assert calls(tmp_path) == ONE_BUILD
 
 
+@forks
 def test_the_first_dies_and_the_second_goes_on(cache, compiler, tmp_path):
-    compiler(f'echo $$ >> {tmp_path}/pids; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo good > "$out"')
-    first = child()
+    compiler(f'while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo good > "$out"')
+    first = child(tmp_path / "first")
     until(lambda: calls(tmp_path) == ONE_BUILD - 1)
-    second = child()
-    waiting = second.stderr.readline()
-    assert "another process" in waiting
+    second = child(tmp_path / "second")
+    until(lambda: "another process" in (tmp_path / "second").read_text())
     first.kill()
-    first.communicate()
+    first.join(60)
+    until(lambda: calls(tmp_path) == 2 * (ONE_BUILD - 1))
     (tmp_path / "go").touch()
-    out, _ = second.communicate(timeout=120)
-    assert out.strip() == "good" and not list(cache.glob("kernels/*/build-*"))
+    second.join(60)
+    assert (tmp_path / "second").read_text().split()[-1] == "good"
+    assert not list(cache.glob("kernels/*/build-*"))
 
 
 def test_switched_off(cache, monkeypatch, recwarn):
