@@ -67,13 +67,11 @@ inline void check_alike(const char* name, const Tensor& other, const Tensor& x) 
       x.scalar_type(), " on the CPU, ", name, " ", other.scalar_type(), " on ", other.device());
 }
 
+// Whether numbers lie in [low, high): their distances from `low` as unsigned, those before it being far beyond.
 inline bool all_within(const int32_t* numbers, int64_t count, int64_t low, int64_t high) {
-  int32_t least = std::numeric_limits<int32_t>::max(), most = std::numeric_limits<int32_t>::min();
-  for (int64_t i = 0; i < count; ++i) {
-    least = std::min(least, numbers[i]);
-    most = std::max(most, numbers[i]);
-  }
-  return count == 0 || (least >= low && most < high);
+  uint32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) most = std::max(most, static_cast<uint32_t>(numbers[i]) - static_cast<uint32_t>(low));
+  return count == 0 || static_cast<int64_t>(most) < high - low;
 }
 
 inline void check_starts(const char* name, const Tensor& starts, int64_t rows, int64_t count) {
