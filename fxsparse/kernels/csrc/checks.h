@@ -67,19 +67,25 @@ inline void check_alike(const char* name, const Tensor& other, const Tensor& x) 
       x.scalar_type(), " on the CPU, ", name, " ", other.scalar_type(), " on ", other.device());
 }
 
-// Whether numbers lie in [low, high): their distances from `low` as unsigned, those before it being far beyond.
+// Whether numbers lie in [low, high): their distances from `low` as unsigned, those before it being far beyond. As many
+// maxima are kept as fill the registers, which doubles the speed.
 inline bool all_within(const int32_t* numbers, int64_t count, int64_t low, int64_t high) {
-  uint32_t most = 0;
-  for (int64_t i = 0; i < count; ++i) most = std::max(most, static_cast<uint32_t>(numbers[i]) - static_cast<uint32_t>(low));
-  return count == 0 || static_cast<int64_t>(most) < high - low;
+  constexpr int64_t at_once = 64;
+  uint32_t most[at_once] = {};
+  int64_t i = 0;
+  for (; i + at_once <= count; i += at_once)
+    for (int64_t l = 0; l < at_once; ++l)
+      most[l] = std::max(most[l], static_cast<uint32_t>(numbers[i + l]) - static_cast<uint32_t>(low));
+  for (; i < count; ++i) most[0] = std::max(most[0], static_cast<uint32_t>(numbers[i]) - static_cast<uint32_t>(low));
+  return count == 0 || static_cast<int64_t>(*std::max_element(most, most + at_once)) < high - low;
 }
 
 inline void check_starts(const char* name, const Tensor& starts, int64_t rows, int64_t count) {
   TORCH_CHECK_VALUE(starts.numel() == rows + 1, "expected ", rows, " ", name, " in the pattern, got ", starts.numel() - 1);
   const int32_t* at = starts.const_data_ptr<int32_t>();
-  bool ascending = at[0] == 0 && at[rows] == count;
-  for (int64_t row = 0; row < rows; ++row) ascending &= at[row] <= at[row + 1];
-  TORCH_CHECK_VALUE(ascending, "the ", name, " of the pattern do not start in order between 0 and ", count);
+  int32_t descents = 0;
+  for (int64_t row = 0; row < rows; ++row) descents += at[row] > at[row + 1];
+  TORCH_CHECK_VALUE(at[0] == 0 && at[rows] == count && descents == 0, "the ", name, " of the pattern do not start in order between 0 and ", count);
 }
 
 // Patterns come as plain tensors, from files as well, so each call looks through the one it reads: a fraction of the
