@@ -3,8 +3,8 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -17,15 +17,20 @@ from .channels.analysis import captured_for_channels
 from .channels.channel_plan import channels_in
 from .core.channel_allocation import extents_of, kept_elements
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
-from .core.errors import RuntimeStateError, SelectionError
+from .core.errors import ConfigError, RuntimeStateError, SelectionError
 from .core.masking import bernoulli_mask, floor_count, random_mask, seeded_generator
-from .core.records import Captured, Uncovered, WeightSite
+from .core.records import Captured, Uncovered, WeightSite, specs_of
 from .flops import FlopReport, count_module, planned_cost
+from .kernels import update_steps
+from .lowering import LoweredStorage, captured_by, check_lowered, check_trains_lowered, decide, lower_for_inference
 from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
+from .passes.lower_weights import RUN
 from .passes.remove_masks import remove_masks
+from .passes.trace import split_example
 from .report import channel_lines, site_report
 from .runtime.compaction import Compaction
+from .runtime.lowered_site import Storage
 from .runtime.methods import Method
 from .runtime.rewirer import Rewirer
 from .runtime.schedule import Schedule, UpdateSchedule
@@ -46,6 +51,7 @@ class SparseModule(CapturedModule):
         channels: the channel sites, where whole channels are dropped and grown; else None.
         dense_gradient: whether `weight.grad` is dense in the present step (or the magnitude of it); the rewirer
             sets it.
+        lowered_run: under which number lowered calls remember what a dense gradient is made of.
     """
 
     sites: tuple[WeightSite, ...]
@@ -57,7 +63,9 @@ class SparseModule(CapturedModule):
     semantics: Semantics
     channels: ChannelPlan | None
     dense_gradient: bool | str
+    lowered_run: int
     _rewirer: Rewirer | None
+    _storage: LoweredStorage | None
 
     def __init__(
         self,
@@ -88,7 +96,9 @@ class SparseModule(CapturedModule):
         self.semantics = semantics or Semantics()
         self.channels = channels
         self.dense_gradient = False
+        self.lowered_run = update_steps.new_run()
         self._rewirer = None
+        self._storage = None
         for site in self.sites:
             weight = self.get_parameter(site.name)
             owner, _, parameter = site.name.rpartition(".")
@@ -112,10 +122,16 @@ class SparseModule(CapturedModule):
     def masks(self) -> Mapping[str, Tensor]:
         """Weight name -> bool mask of the weight's shape, in execution order. Change in place only.
 
-        While training goes on at the compact size, they are copies.
+        While training goes on at the compact size, or of weights that are lowered, they are copies.
         """
-        with self._at_full_size():
-            return MappingProxyType({site.name: self.get_buffer(site.mask_name) for site in self.sites})
+        made = {} if self._storage is None else self._storage.masks(self)
+        with self._at_compact_or_full_size():
+            return MappingProxyType(
+                {
+                    site.name: made[site.name] if site.name in made else self.get_buffer(site.mask_name)
+                    for site in self.sites
+                }
+            )
 
     @property
     def active_counts(self) -> dict[str, int]:
@@ -126,6 +142,11 @@ class SparseModule(CapturedModule):
             else int(mask.sum())
             for name, mask in self.masks.items()
         }
+
+    @property
+    def lowered(self) -> Mapping[str, Storage]:
+        """Weight name -> how it is stored, of the weights that are stored as their active values alone."""
+        return {} if self._storage is None else self._storage.weights
 
     @property
     def target_counts(self) -> dict[str, int]:
@@ -174,8 +195,21 @@ class SparseModule(CapturedModule):
         if self._rewirer is not None:
             self._rewirer.weights_loaded()
 
-    def _at_full_size(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _at_full_size(self) -> Iterator[None]:
+        """All parameters and masks dense, and at their full size, for a while."""
+        with ExitStack() as stack:
+            stack.enter_context(self._at_compact_or_full_size())
+            if self._storage is not None:
+                stack.enter_context(self._storage.at_full_size(self, self._optimizer))
+            yield
+
+    def _at_compact_or_full_size(self) -> AbstractContextManager[None]:
         return nullcontext() if self._rewirer is None else self._rewirer.at_full_size()
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        return None if self._rewirer is None else self._rewirer.optimizer
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As `nn.Module.load_state_dict`; inactive weights are set to 0 afterwards.
@@ -197,7 +231,7 @@ class SparseModule(CapturedModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As `nn.Module.state_dict`. Of a module that trains at the compact size: copies, at the full size."""
-        was_resized = self._rewirer is not None and self._rewirer.is_resized
+        was_resized = bool(self.lowered) or (self._rewirer is not None and self._rewirer.is_resized)
         with self._at_full_size():
             state = super().state_dict(*args, **kwargs)
             if was_resized:  # these tensors will not stay as they are
@@ -270,6 +304,84 @@ class SparseModule(CapturedModule):
         schedule = self.schedule(total_steps)
         self._rewirer = Rewirer(self, optimizer, self.method, schedule, self.seed, targets, semantics, compaction)
         return self._rewirer
+
+    def lower(
+        self,
+        backend: str = "cpu",
+        train: bool = False,
+        *,
+        example_input: Any = None,
+        layers: str | Sequence[str] = "auto",
+        verify: bool = True,
+    ) -> Any:
+        """Has masked layers compute with their active weights alone, on sparse kernels.
+
+        For inference: a copy that only runs, with batch normalisation folded in. With `train`, before or during
+        training: this module itself. Parameters, gradients and the optimizer's state of its lowered weights then hold
+        active weights alone; `state_dict` still speaks of dense ones. `raise_()` is the way back. Build the optimizer
+        afterwards, or attach it before: an attached one goes on, its state moved along.
+
+        Args:
+            backend: `"cpu"`.
+            train: whether to train.
+            example_input: as for `sparsify`: with the batch size that counts; by default the example of the capture.
+            layers: `"auto"`, which leaves dense what the cost model finds faster dense; `"all"`; or globs of weights.
+            verify: whether to compare outputs with the masked module's (for inference).
+
+        Returns:
+            A `LoweredModule`, or with `train` this module.
+
+        Raises:
+            ConfigError: another backend, or `layers` that is none of these.
+            RuntimeStateError: a method or optimizer that needs dense weights; training at the compact size.
+        """
+        if backend != "cpu":
+            raise ConfigError(f"backend: {backend!r} is not one of: cpu")
+        example = self.example if example_input is None else specs_of(split_example(example_input))
+        if train:
+            self._lower_for_training(example, layers)
+            return self
+        own = copy.deepcopy(self)
+        own._lower(example, layers, False, None)
+        assert own._storage is not None
+        lowered = lower_for_inference(captured_by(own, own.example), own._storage.decisions)
+        if verify and not any(parameter.is_meta for parameter in self.parameters()):
+            check_lowered(self._get_name(), self, lowered, self.example)
+        return lowered
+
+    def raise_(self) -> "SparseModule":
+        """Undoes `lower(train=True)`: dense parameters and masks again; returns this module."""
+        if self._storage is not None:
+            graphs = self._storage.masked_graphs
+            self._storage.restore(self, self._optimizer)
+            self._storage = None
+            self.set_graphs(graphs)
+            if self._rewirer is not None:
+                self._rewirer.storage_changed()
+        return self
+
+    def _lower_for_training(self, example: tuple, layers: str | Sequence[str]) -> None:
+        check_trains_lowered(self.method, self.semantics, self._rewirer, self.channels)
+        self.raise_()
+        self._lower(example, layers, True, self._optimizer)
+        if self._rewirer is not None:
+            self._rewirer.storage_changed()
+
+    def _lower(
+        self, example: tuple, layers: str | Sequence[str], train: bool, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        if self._storage is not None:
+            return
+        blocks = {site.name: 1 for site in self.sites}
+        captured = captured_by(self, example)
+        decisions, calls = decide(captured, self.sites, self.active_counts, blocks, layers, train)
+        shapes = {site.name: site.shape for site in self.sites}
+        planned = {name: Storage(shapes[name], blocks[name], tuple(found)) for name, found in calls.items()}
+        storage = LoweredStorage(decisions, planned, self.graphs)
+        graphs = storage.lowered_graphs(captured, train)
+        storage.store(self, optimizer)
+        self._storage = storage
+        self.set_graphs(graphs)
 
     # -- reports and rewrites -----------------------------------------------------------------------------
 
@@ -353,7 +465,7 @@ class SparseModule(CapturedModule):
     def __getstate__(self) -> dict[str, Any]:
         if self._rewirer is not None and self._rewirer.is_resized:
             return copy.deepcopy(self).__getstate__()
-        return super().__getstate__() | {"_rewirer": None, GATE: False}
+        return super().__getstate__() | {"_rewirer": None, GATE: False, RUN: update_steps.new_run()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseModule":
         with self._at_full_size():

@@ -167,6 +167,9 @@ def sparse_conv2d_weight_gradient(dy, x, pattern, weight, stride, padding, dilat
     _check(conv, pattern, {"the input": x, "the gradient": dy})
     rows_per_group = weight[0] // groups
     row, column, place = conv.by_rows(pattern)
+    block_row = torch.repeat_interleave(pattern[0].diff())
+    ascending = (pattern[1].diff() > 0) | (block_row.diff() != 0)
+    _require(bool(ascending.all()), "the pattern has rows whose columns do not ascend")
     columns = conv.columns(x)
     gradients = dy.transpose(0, 1).reshape(groups, rows_per_group, columns.shape[2])
     dvalues = x.new_zeros(len(row))

@@ -7,7 +7,7 @@ channels outermost, which elementwise operations keep, and inputs in that layout
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,17 @@ _library = torch.library.Library("fxsparse", "DEF")
 for _schema in SCHEMAS:
     _library.define(_schema)
 _ops: Any = torch.ops.fxsparse
+
+
+def define(schema: str) -> Callable[[Callable], Callable]:
+    """Makes a Python function an operator of the library."""
+
+    def decorated(function: Callable) -> Callable:
+        _library.define(schema)
+        _library.impl(schema.partition("(")[0], function, "CompositeExplicitAutograd")
+        return function
+
+    return decorated
 
 
 def _output_shape(x: Tensor, weight: Sequence[int], stride: Any, padding: Any, dilation: Any) -> tuple[Any, ...]:

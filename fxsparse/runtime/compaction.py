@@ -19,6 +19,7 @@ from ..core.labelled_model import LabelledModel
 from ..core.masking import apply_mask
 from ..passes.compact_channels import Removal, plan_removal, set_sizes
 from ..passes.rewrite_channels import Box, cut
+from .resizing import resize_parameter
 
 
 class Compaction:
@@ -111,23 +112,7 @@ class Compaction:
         if parameter is None:
             holder._buffers[last] = change(holder._buffers[last])
             return
-        shape = parameter.shape
-        for key, state in self._optimizer.state.get(parameter, {}).items():
-            if isinstance(state, Tensor) and state.numel() > 1 and state.shape != shape:
-                raise RuntimeStateError(
-                    f"{key} of {name} in {type(self._optimizer).__name__} has shape {tuple(state.shape)}, not "
-                    f"{tuple(shape)}, so it cannot be cut; train without compact=True, or use another optimizer"
-                )
-        for key, state in self._optimizer.state.get(parameter, {}).items():
-            if isinstance(state, Tensor) and state.shape == shape:
-                self._optimizer.state[parameter][key] = change(state)
-        data = change(parameter.data)
-        parameter.grad = None
-        # Autograd remembers the shape of a parameter for as long as a loss of the last step is alive; another dtype
-        # makes it forget.
-        other = torch.float16 if parameter.dtype != torch.float16 else torch.float32
-        parameter.data = torch.empty(0, dtype=other, device=parameter.device)
-        parameter.data = data
+        resize_parameter(parameter, name, self._optimizer, change, "train without compact=True")
 
     def _without_full_masks(self, removal: Removal) -> dict[str, fx.Graph]:
         """The small graphs without the masks that have nothing left to mask."""

@@ -5,7 +5,7 @@ move along. A site that stores its weights in another way (values only, groups o
 the same interface.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,9 @@ class MaskedModule(Protocol):
     sites: tuple[WeightSite, ...]
     dense_gradient: bool | str
     _rewirer: Any
+
+    @property
+    def lowered(self) -> Mapping[str, Any]: ...
 
     @property
     def channel_sites(self) -> tuple[ChannelSite, ...]: ...

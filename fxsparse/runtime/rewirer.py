@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from ..core.errors import FxSparseWarning, RuntimeStateError
+from ..core.records import WeightSite
 from .channel_state import ChannelState
 from .compaction import Compaction
 from .history import History, Rewiring
+from .lowered_site import Deferred, Gradient, LoweredSite
 from .masked_channels import MaskedChannels
 from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need, Pattern
@@ -68,7 +70,8 @@ class Rewirer:
         self.skipped_updates = 0
         self._module = module
         self._optimizer = optimizer
-        self._weights = [MaskedSite(module, site, targets.get(site.name, site.numel)) for site in module.sites]
+        self._targets = dict(targets)
+        self._weights = [self._weight_site(site) for site in module.sites]
         self._channels: ChannelState | None = None
         self._sites: list = self._weights
         if module.channel_sites:
@@ -86,7 +89,7 @@ class Rewirer:
                 "first": False,
             }[semantics.weight_update]
         )
-        self._stashed: list[Tensor | None] | None = None
+        self._stashed: list[Gradient] | None = None
         self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked"
         self._scaler_skips = False
         self._postponed = False
@@ -102,6 +105,16 @@ class Rewirer:
         if compaction is not None:
             self._handles += compaction.hooks()
         self._set_gate()
+
+    def _weight_site(self, site: WeightSite) -> MaskedSite:
+        target, storage = self._targets.get(site.name, site.numel), self._module.lowered.get(site.name)
+        if storage is not None:
+            return LoweredSite(self._module, site, target, storage)
+        return MaskedSite(self._module, site, target)
+
+    def storage_changed(self) -> None:
+        """Called when the module stores weights in another way than before: lowered, or dense again."""
+        self._weights[:] = [self._weight_site(site) for site in self._module.sites]
 
     # -- what the user reads ------------------------------------------------------------------------------
 
@@ -122,6 +135,11 @@ class Rewirer:
     def report(self) -> str:
         """`telemetry` as a table for a person to read."""
         return telemetry_table(self.telemetry())
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer whose steps it follows."""
+        return self._optimizer
 
     def is_update_step(self) -> bool:
         """Whether the masks change at the coming `optimizer.step()`."""
@@ -226,7 +244,7 @@ class Rewirer:
                     parameter.grad = None
             return
         if self._rewired_now:
-            self._stashed = [None if g is None else g.clone() for g in self._gradients(self._sites)]
+            self._stashed = [g.clone() if isinstance(g, Tensor) else g for g in self._gradients(self._sites)]
             if self._channels is not None:
                 self._channels.close()
         dense = always or (self._rewired_now and self.method.dense_gradient is Need.UPDATES)
@@ -256,13 +274,18 @@ class Rewirer:
 
     # -- rewiring -----------------------------------------------------------------------------------------
 
-    def _gradients(self, sites: Sequence[MaskedSite]) -> list[Tensor | None]:
+    def _gradients(self, sites: Sequence[MaskedSite]) -> list[Gradient]:
         if not self.method.reads_gradient:
             return [None] * len(sites)
+        return [self._gradient(site) for site in sites]
+
+    def _gradient(self, site: MaskedSite) -> Gradient:
         # A fused optimizer under GradScaler is handed scaled gradients, and the scale.
         scale = getattr(self._optimizer, "grad_scale", None)
-        gradients = [site.gradient() for site in sites]
-        return gradients if scale is None else [None if g is None else g / scale for g in gradients]
+        if isinstance(site, LoweredSite) and site.has_dense_gradient():
+            return Deferred(site, self.semantics.gradient == "magnitude", scale)
+        gradient = site.gradient()
+        return gradient if gradient is None or scale is None else gradient / scale
 
     def _movable(self, site: MaskedSite) -> bool:
         """A site that the allocation makes dense stays so: there is nothing to choose in it."""
@@ -273,49 +296,74 @@ class Rewirer:
         return Moment(self.step_count, fraction, self.seed, self._optimizer, self.semantics)
 
     @torch.no_grad()
-    def _rewire(self, gradients: list[Tensor | None]) -> None:
+    def _rewire(self, gradients: Sequence[Gradient]) -> None:
         moment, needed = self._moment(), self.method.reads_gradient
         pairs = [pair for pair in zip(self._sites, gradients, strict=True) if self._movable(pair[0])]
-        present = [gradient for _, gradient in pairs if gradient is not None]
+        if any(isinstance(gradient, Deferred) for _, gradient in pairs):
+            self._rewire_one_by_one(pairs, moment)
+            return
+        present = [gradient for _, gradient in pairs if isinstance(gradient, Tensor)]
         if present and not _all_finite(present):
             self._postponed = self.method.one_shot
-            self._skip(moment, "a dense gradient was not finite")
-            self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
+            self._skip_infinite(moment)
             return
         if present and self.method.one_shot:  # there is no later rewiring: what has no gradient has no influence
             pairs = [(site, torch.zeros_like(site.weight) if g is None else g) for site, g in pairs]
         ready = [(site, gradient) for site, gradient in pairs if gradient is not None or not needed]
-        if len(ready) < len(pairs):
-            lacking = [site.name for site, gradient in pairs if gradient is None]
-            self._warn_once(f"sites without a gradient are not rewired: {', '.join(lacking)}")
+        self._warn_of_lacking([site for site, gradient in pairs if gradient is None and needed])
         if not ready:
             self._postponed = self.method.one_shot and bool(pairs)
             self._skip(moment, "no site had a gradient" if pairs else "every site is dense")
             return
         sites, given = [site for site, _ in ready], [gradient for _, gradient in ready]
-        patterns = self.method.new_patterns(sites, given, moment)
+        patterns = self.method.new_patterns(sites, given, moment)  # type: ignore[arg-type]
         if patterns:
-            self._take_over(sites, patterns, given, moment)
+            norms = [_grown_norm(*entry) for entry in zip(sites, patterns, given, strict=True)]
+            self._take_over(sites, patterns, norms, moment)
+
+    def _rewire_one_by_one(self, pairs: Sequence[tuple[MaskedSite, Gradient]], moment: Moment) -> None:
+        """With one dense gradient at a time, for a method that looks at each site by itself."""
+        sites, patterns, norms = [], [], []
+        for site, given in pairs:
+            gradient = given.compute() if isinstance(given, Deferred) else given
+            if gradient is None:
+                continue
+            if not _all_finite([gradient]):
+                self._skip_infinite(moment)
+                return
+            pattern = self.method.new_patterns([site], [gradient], moment)[0]
+            sites.append(site)
+            patterns.append(pattern)
+            norms.append(_grown_norm(site, pattern, gradient))
+        self._warn_of_lacking([site for site, gradient in pairs if gradient is None])
+        self._take_over(sites, patterns, norms, moment)
+
+    def _skip_infinite(self, moment: Moment) -> None:
+        self._skip(moment, "a dense gradient was not finite")
+        self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
+
+    def _warn_of_lacking(self, sites: Sequence[MaskedSite]) -> None:
+        if sites:
+            self._warn_once(f"sites without a gradient are not rewired: {', '.join(site.name for site in sites)}")
 
     def _take_over(
-        self, sites: list[MaskedSite], patterns: list[Pattern], gradients: list[Tensor | None], moment: Moment
+        self, sites: list[MaskedSite], patterns: list[Pattern], norms: list[Tensor | None], moment: Moment
     ) -> None:
+        """`norms` are those of the gradients over the connections that are grown."""
         state = "kept" if self.method.feeds_optimizer else self.semantics.optimizer_state
         zeroed = self.semantics.regrown == "zeroed"
-        counts, norms = [], []
+        counts = []
         self._telemetry.observe()
         if self._channels is not None:
             self._channels.open(moment.step)
-        for site, pattern, gradient in zip(sites, patterns, gradients, strict=True):
+        for site, pattern in zip(sites, patterns, strict=True):
             self._warn_of_a_thin_layer(site, pattern.active)
             kept = pattern.kept if zeroed else None
-            grown = site.take_over(pattern.mask, pattern.active, self._optimizer, kept, state)
-            counts.append(grown.sum())
-            if gradient is not None and self.method.dense_gradient is not Need.NEVER:
-                norms.append((gradient.float() * grown).norm())
+            counts.append(site.take_over(pattern.mask, pattern.active, self._optimizer, kept, state).sum())
         if self._channels is not None:
             self._channels.close()
-        self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
+        read = [norm for norm in norms if norm is not None and self.method.dense_gradient is not Need.NEVER]
+        self._record(moment, sites, torch.stack(counts), torch.stack(read) if read else None)
 
     def _record(self, moment: Moment, sites: list[MaskedSite], counts: Tensor, norms: Tensor | None = None) -> None:
         names = [site.name for site in sites]
@@ -395,3 +443,8 @@ class Rewirer:
 def _all_finite(tensors: list[Tensor]) -> bool:
     """One answer for all tensors, with one host synchronisation."""
     return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+
+
+def _grown_norm(site: MaskedSite, pattern: Pattern, gradient: Tensor | None) -> Tensor | None:
+    """The 2-norm of a gradient over the connections that a pattern adds."""
+    return None if gradient is None else (gradient.float() * (pattern.mask & ~site.mask)).norm()

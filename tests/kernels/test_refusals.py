@@ -78,6 +78,11 @@ WRONG = {
     "column beyond": ({"pattern": changed_pattern(1, at(5, 27))}, {}, (*BOTH, "weight gradient")),
     "column far beyond": ({"pattern": changed_pattern(1, at(5, 2**31 - 1))}, {}, (*BOTH, "weight gradient")),
     "column before": ({"pattern": changed_pattern(1, at(5, -1))}, {}, (*BOTH, "weight gradient")),
+    "descending columns": (
+        {"pattern": changed_pattern(1, lambda p: p.view(4, -1).flip(1).flatten().contiguous())},
+        {},
+        ("weight gradient",),
+    ),
     "start beyond": ({"pattern": changed_pattern(0, at(2, 1000))}, {}, (*BOTH, "weight gradient")),
     "start before": ({"pattern": changed_pattern(0, at(2, -4))}, {}, (*BOTH, "weight gradient")),
     "last start": ({"pattern": changed_pattern(0, at(4, 35))}, {}, (*BOTH, "weight gradient")),

@@ -125,6 +125,16 @@ inline void check_pattern(const Settings& s, at::TensorList pattern, bool by_col
   TORCH_CHECK_VALUE(within, "the pattern has blocks outside of ", rows, " block rows in ", s.groups, " groups");
 }
 
+// The weight gradient goes through each row in stretches, from one tile of input channels to the next.
+inline void check_ascending(at::TensorList pattern) {
+  const int32_t* starts = pattern[0].const_data_ptr<int32_t>();
+  const int32_t* columns = pattern[1].const_data_ptr<int32_t>();
+  int32_t descents = 0;
+  for (int64_t row = 0; row + 1 < pattern[0].numel(); ++row)
+    for (int64_t p = starts[row] + 1; p < starts[row + 1]; ++p) descents += columns[p] <= columns[p - 1];
+  TORCH_CHECK_VALUE(descents == 0, "the pattern has rows whose columns do not ascend");
+}
+
 inline void check_values(const Settings& s, const Tensor& x, const Tensor& values, at::TensorList pattern) {
   TORCH_CHECK_VALUE(
       values.dim() == 1 && values.numel() == pattern[1].numel() * s.block, "expected ", pattern[1].numel() * s.block,

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <limits>
+#include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -59,19 +60,27 @@ class Panel {
   T* const numbers_;
 };
 
+// target[i * to_step] = source[i * from_step]; steps of 1 and 2 are vectorised.
+template <typename T>
+inline void copy_strided(const T* __restrict source, int64_t from_step, T* __restrict target, int64_t to_step, int64_t n) {
+  if (from_step == 1 && to_step == 1) {
+    for (int64_t i = 0; i < n; ++i) target[i] = source[i];
+  } else if (from_step == 2 && to_step == 1) {
+    for (int64_t i = 0; i < n; ++i) target[i] = source[2 * i];
+  } else if (from_step == 1 && to_step == 2) {
+    for (int64_t i = 0; i < n; ++i) target[2 * i] = source[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) target[i * to_step] = source[i * from_step];
+  }
+}
+
 // Fills slots [from, to) of a panel's row with the pixels of `runs`, `step` apart in memory, and zeros between them.
 template <typename T>
 inline void fill(T* row, int64_t from, int64_t to, const std::vector<Run>& runs, const T* pixels, int64_t step) {
   int64_t slot = from;
   for (const Run& run : runs) {
     std::fill(row + (slot - from), row + (run.slot - from), T(0));
-    T* target = row + (run.slot - from);
-    const T* source = pixels + run.offset;
-    if (step == 1) {
-      std::copy(source, source + run.length, target);
-    } else {
-      for (int64_t i = 0; i < run.length; ++i) target[i] = source[i * step];
-    }
+    copy_strided(pixels + run.offset, step, row + (run.slot - from), 1, run.length);
     slot = run.slot + run.length;
   }
   std::fill(row + (slot - from), row + (to - from), T(0));
@@ -155,23 +164,18 @@ inline void store(
     }
   }
   for (const Run& run : runs) {
-    const T* from = sums + (run.slot - column);
-    T* target = pixels + base + run.offset;
-    if (step == 1) {
-      std::copy(from, from + run.length, target);
-    } else {
-      for (int64_t i = 0; i < run.length; ++i) target[i * step] = from[i];
-    }
+    copy_strided(sums + (run.slot - column), 1, pixels + base + run.offset, step, run.length);
   }
 }
 
 // A product of compressed rows with an activation's rows of slots: what a forward pass and an input gradient share.
-// Row i gives the R channels i * R and on of the result (or, with several parts, part i % parts of a channel). Entry p
-// reads the activation's row `lines[p]`, counted from the first of its group, `shifts[p]` slots to the right.
-template <typename T, int R>
+// Row i gives the R channels i * R and on of the result (or, with several parts, part i % parts of a channel).
+// `write_offsets(offsets, pitch)` writes where each of `count` entries reads: line * pitch + shift, where the line is a
+// row of the activation, counted from the first of its group, and the shift is between 0 and `last - first` slots.
+template <typename T, int R, typename WriteOffsets>
 void product(
     const Geometry& g, const Activation<const T>& source, const Activation<T>& result, const Finish<T>& finish,
-    const int32_t* starts, int64_t count, const int32_t* lines, const int32_t* shifts, const T* values,
+    const int32_t* starts, int64_t count, const WriteOffsets& write_offsets, const T* values,
     int64_t first, int64_t last, int64_t groups) {
   const int64_t columns = g.columns(), threads = at::get_num_threads();
   const int64_t parts = result.parts.size();
@@ -183,10 +187,10 @@ void product(
   const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, std::max<int64_t>(rows, 1));
   const int64_t reach = last - first;
 
-  std::vector<int32_t> offsets(count);
+  const auto offsets = std::make_unique_for_overwrite<int32_t[]>(count);
   const int64_t pitch = Panel<T>(0, width + reach).pitch;
   check_offsets(source_rows, pitch);
-  for (int64_t p = 0; p < count; ++p) offsets[p] = static_cast<int32_t>(lines[p] * pitch + (shifts[p] - first));
+  write_offsets(offsets.get(), pitch);
 
   at::parallel_for(0, panels * shares, 1, [&](int64_t begin, int64_t end) {
     const Panel<T> panel(source_rows, width + reach);
@@ -211,7 +215,7 @@ void product(
             if (here.empty()) continue;
             const T* x = panel.row(row / rows_per_group * (source_rows / groups)) + (column - from);
             const int64_t start = starts[row];
-            multiply<T, R, V>(x, offsets.data() + start, values + start * R, starts[row + 1] - start, sums.row(0),
+            multiply<T, R, V>(x, offsets.get() + start, values + start * R, starts[row + 1] - start, sums.row(0),
                               sums.pitch);
             for (int r = 0; r < R; ++r) {
               const int64_t channel = row / parts * R + r;
@@ -225,18 +229,14 @@ void product(
   });
 }
 
-// Of a weight: where each position of its flattened row reads, as a line of a group's input and a shift.
-struct Reading {
-  std::vector<int32_t> line, shift;
-
-  explicit Reading(const Geometry& g) : line(g.row_length()), shift(g.row_length()) {
-    const int64_t taps = g.taps(), planes = g.planes.size();
-    for (int64_t k = 0; k < g.row_length(); ++k) {
-      line[k] = static_cast<int32_t>(k / taps * planes + g.plane_of[k % taps]);
-      shift[k] = static_cast<int32_t>(g.shift_of[k % taps]);
-    }
-  }
-};
+// Where each position of a weight's flattened row reads in panels of input rows with a given pitch.
+inline std::vector<int32_t> reading_offsets(const Geometry& g, int64_t pitch) {
+  const int64_t taps = g.taps(), planes = g.planes.size();
+  std::vector<int32_t> offsets(g.row_length());
+  for (int64_t k = 0; k < g.row_length(); ++k)
+    offsets[k] = static_cast<int32_t>((k / taps * planes + g.plane_of[k % taps]) * pitch + g.shift_of[k % taps] - g.first());
+  return offsets;
+}
 
 inline std::vector<Part> input_parts(const Geometry& g) {
   std::vector<Part> parts;
@@ -249,16 +249,13 @@ template <typename T, int R>
 void forward(
     const Geometry& g, const T* x, const Strides& x_strides, const Rows& weight, int64_t count, const T* values,
     const Finish<T>& finish, T* y, const Strides& y_strides) {
-  const Reading reading(g);
-  std::vector<int32_t> lines(count), shifts(count);
-  for (int64_t p = 0; p < count; ++p) {
-    lines[p] = reading.line[weight.columns[p]];
-    shifts[p] = reading.shift[weight.columns[p]];
-  }
   const Activation<const T> source{x, x_strides, input_parts(g), g.in_channels};
   const Activation<T> result{y, y_strides, {output_part(g)}, g.out_channels};
-  product<T, R>(g, source, result, finish, weight.starts, count, lines.data(), shifts.data(), values, g.first(),
-                g.last(), g.groups);
+  const auto write_offsets = [&](int32_t* offsets, int64_t pitch) {
+    const auto reading = reading_offsets(g, pitch);
+    for (int64_t p = 0; p < count; ++p) offsets[p] = reading[weight.columns[p]];
+  };
+  product<T, R>(g, source, result, finish, weight.starts, count, write_offsets, values, g.first(), g.last(), g.groups);
 }
 
 // y = the weight times one vector, finished.
@@ -308,61 +305,79 @@ void input_gradient(
   starts[rows] = static_cast<int32_t>(next);
   const Activation<const T> source{dy, dy_strides, {output_part(g)}, g.out_channels};
   const Activation<T> result{dx, dx_strides, input_parts(g), g.in_channels};
-  product<T, 1>(g, source, result, Finish<T>(), starts.data(), next, lines.data(), shifts.data(), turned.data(),
-                -g.last(), -g.first(), g.groups);
+  const auto write_offsets = [&](int32_t* offsets, int64_t pitch) {
+    for (int64_t p = 0; p < next; ++p) offsets[p] = static_cast<int32_t>(lines[p] * pitch + shifts[p] + g.last());
+  };
+  product<T, 1>(g, source, result, Finish<T>(), starts.data(), next, write_offsets, turned.data(), -g.last(),
+                -g.first(), g.groups);
 }
 
-// dvalues += the gradient of the stored weights.
+// dvalues += the gradient of the stored weights: dot products of output gradients with input rows.
+//
+// Tiles of input channels by columns stay in the cache, wide enough that summing up a vector does not show. Columns of a
+// pattern's row ascend, so that each tile reads a stretch of it; `cursors` hold where the next tile's begins.
 template <typename T, int R>
 void weight_gradient(
     const Geometry& g, const T* x, const Strides& x_strides, const T* dy, const Strides& dy_strides, const Rows& weight,
     int64_t count, T* dvalues) {
   const Activation<const T> input{x, x_strides, input_parts(g), g.in_channels};
-  const Activation<const T> output{dy, dy_strides, {output_part(g)}, g.out_channels};
   const int64_t columns = g.columns(), threads = at::get_num_threads();
   const int64_t rows = g.out_channels / R, rows_per_group = rows / g.groups, reach = g.last() - g.first();
-  const int64_t width = panel_width<T>(input.rows() + R, columns, threads);
+  if (columns == 0 || rows == 0) return;
+  const int64_t planes = g.planes.size(), taps = g.taps();
+  constexpr int64_t bytes = 512 * 1024, wide = 64 * lanes<T>;
+  const int64_t share = (columns + threads - 1) / threads;
+  const int64_t width = std::min(wide, (share + 2 * lanes<T> - 1) / (2 * lanes<T>) * (2 * lanes<T>));
+  const int64_t fit = bytes / static_cast<int64_t>(sizeof(T)) / (width + reach) / planes;
+  const int64_t tile = g.groups > 1 ? g.in_channels : std::min(std::max<int64_t>(fit, 16), g.in_channels);
   const int64_t panels = (columns + width - 1) / width;
-  if (panels == 0 || rows == 0) return;
-  const Reading reading(g);
-  std::vector<int32_t> offsets(count);
   const int64_t pitch = Panel<T>(0, width + reach).pitch;
   check_offsets(input.rows(), pitch);
-  for (int64_t p = 0; p < count; ++p) {
-    const int32_t column = weight.columns[p];
-    offsets[p] = static_cast<int32_t>(reading.line[column] * pitch + reading.shift[column] - g.first());
-  }
+  const auto reading = reading_offsets(g, pitch);
+  const auto offsets = std::make_unique_for_overwrite<int32_t[]>(count);
+  for (int64_t p = 0; p < count; ++p) offsets[p] = reading[weight.columns[p]];
   // Each thread sums over columns of its own; the sums are added in a fixed order.
   const int64_t shares = std::min(threads, panels);
   std::vector<std::vector<T>> sums(shares);
   at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t share = begin; share < end; ++share) {
-      sums[share].assign(share == 0 ? 0 : count * R, T(0));
-      T* const dots = share == 0 ? dvalues : sums[share].data();
-      const Panel<T> panel(input.rows(), width + reach), gradients(R, width);
-      for (int64_t index = panels * share / shares; index < panels * (share + 1) / shares; ++index) {
+    const Panel<T> panel(tile * planes, width + reach), gradients(R, width);
+    std::vector<int32_t> cursors(rows);
+    for (int64_t thread = begin; thread < end; ++thread) {
+      sums[thread].assign(thread == 0 ? 0 : count * R, T(0));
+      T* const dots = thread == 0 ? dvalues : sums[thread].data();
+      for (int64_t index = panels * thread / shares; index < panels * (thread + 1) / shares; ++index) {
         const int64_t from = index * width;
-        pack(g, input, 0, input.rows(), from + g.first(), from + width + g.last(), panel);
-        const auto runs = runs_between(g, dy_strides, output.parts[0], from, from + width);
-        const int64_t length = (std::min(columns - from, width) + lanes<T> - 1) / lanes<T> * lanes<T>;
-        for (int64_t row = 0; row < rows; ++row) {
-          int64_t p = weight.starts[row];
-          const int64_t stop = weight.starts[row + 1];
-          if (p == stop) continue;
-          for (int r = 0; r < R; ++r)
-            fill(gradients.row(r), from, from + width, runs, dy + (row * R + r) * dy_strides.channel, 1);
-          const T* lines = panel.row(row / rows_per_group * (input.rows() / g.groups));
-          constexpr int J = R == 1 ? 4 : R == 2 ? 4 : R == 4 ? 2 : 1;
-          for (; p + J <= stop; p += J)
-            dot<T, R, J>(gradients.row(0), gradients.pitch, lines, offsets.data() + p, length, dots + p * R);
-          for (; p < stop; ++p)
-            dot<T, R, 1>(gradients.row(0), gradients.pitch, lines, offsets.data() + p, length, dots + p * R);
+        const auto runs = runs_between(g, dy_strides, output_part(g), from, from + width);
+        const int64_t unit = 2 * lanes<T>, length = (std::min(columns - from, width) + unit - 1) / unit * unit;
+        std::copy(weight.starts, weight.starts + rows, cursors.begin());
+        for (int64_t channel = 0; channel < g.in_channels; channel += tile) {
+          const int64_t stop_channel = std::min(channel + tile, g.in_channels);
+          pack(g, input, channel * planes, stop_channel * planes, from + g.first(), from + width + g.last(), panel);
+          const bool last = stop_channel == g.in_channels;
+          const T* const origin = panel.row(0) - channel * planes * panel.pitch;
+          for (int64_t row = 0; row < rows; ++row) {
+            int64_t p = cursors[row];
+            int64_t stop = weight.starts[row + 1];
+            if (!last) {
+              stop = std::lower_bound(weight.columns + p, weight.columns + stop, stop_channel * taps) - weight.columns;
+            }
+            cursors[row] = static_cast<int32_t>(stop);
+            if (p == stop) continue;
+            for (int r = 0; r < R; ++r)
+              fill(gradients.row(r), from, from + width, runs, dy + (row * R + r) * dy_strides.channel, 1);
+            const T* lines = origin + row / rows_per_group * (input.rows() / g.groups) * panel.pitch;
+            constexpr int J = R == 1 ? 4 : R == 2 ? 4 : R == 4 ? 2 : 1;
+            for (; p + J <= stop; p += J)
+              dot<T, R, J>(gradients.row(0), gradients.pitch, lines, offsets.get() + p, length, dots + p * R);
+            for (; p < stop; ++p)
+              dot<T, R, 1>(gradients.row(0), gradients.pitch, lines, offsets.get() + p, length, dots + p * R);
+          }
         }
       }
     }
   });
-  for (int64_t share = 1; share < shares; ++share)
-    for (int64_t i = 0; i < count * R; ++i) dvalues[i] += sums[share][i];
+  for (int64_t thread = 1; thread < shares; ++thread)
+    for (int64_t i = 0; i < count * R; ++i) dvalues[i] += sums[thread][i];
   make_exact<T, R>(g, x, x_strides, dy, dy_strides, weight.starts, weight.columns, dvalues);
 }
 

@@ -186,6 +186,7 @@ Tensor sparse_conv2d_weight_gradient(
   check_activation("the gradient", dy_, weight[0]);
   check_activation("the input", x_, settings.in_channels());
   check_pattern(settings, pattern, false);
+  check_ascending(pattern);
   check_gradient(settings, dy_, x_);
   Tensor dy = regular(dy_), x = regular(x_);
   if (mergeable(settings, x) && mergeable(settings, dy)) {

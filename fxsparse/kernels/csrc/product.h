@@ -26,46 +26,66 @@ constexpr int widest = R == 1 ? 8 : R == 2 ? 4 : R == 4 ? 2 : 1;
 #endif
 
 // y[r * pitch + n] = sum over p of values[p * R + r] * x[offsets[p] + n], for R rows that share a pattern and for the
-// V vectors of columns n. Each x is loaded once for R products.
+// V vectors of columns n. Each x is loaded once for R products. Where there are few vectors, two entries are summed side
+// by side, since a multiply-add waits for the one before it.
 template <typename T, int R, int V>
 inline void multiply(
     const T* x, const int32_t* offsets, const T* values, int64_t count, T* y, int64_t pitch) {
-  Vec<T> sums[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>(T(0));
-  for (int64_t p = 0; p < count; ++p) {
+  constexpr int S = R * V <= 4 ? 2 : 1;
+  Vec<T> sums[S][R][V];
+  for (int s = 0; s < S; ++s)
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) sums[s][r][v] = Vec<T>(T(0));
+  const auto add = [&](int s, int64_t p) {
     const T* from = x + offsets[p];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const Vec<T> column = Vec<T>::loadu(from + v * lanes<T>);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
-        sums[r][v] = at::vec::fmadd(Vec<T>(values[p * R + r]), column, sums[r][v]);
+        sums[s][r][v] = at::vec::fmadd(Vec<T>(values[p * R + r]), column, sums[s][r][v]);
+    }
+  };
+  int64_t p = 0;
+  for (; p + S <= count; p += S)
+    for (int s = 0; s < S; ++s) add(s, p + s);
+  for (; p < count; ++p) add(0, p);
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v) {
+      if constexpr (S == 2) sums[0][r][v] = sums[0][r][v] + sums[1][r][v];
+      sums[0][r][v].store(y + r * pitch + v * lanes<T>);
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sums[r][v].store(y + r * pitch + v * lanes<T>);
 }
 
-// dots[j * R + r] += sum over n of y[r * pitch + n] * x[offsets[j] + n], for J rows of x at once; n runs to `length`,
-// a multiple of the lanes.
+// dots[j * R + r] += sum over n of y[r * pitch + n] * x[offsets[j] + n], for J rows of x at once; n runs to `length`, a
+// multiple of twice the lanes. Even and odd vectors are summed side by side.
 template <typename T, int R, int J>
 inline void dot(const T* y, int64_t pitch, const T* x, const int32_t* offsets, int64_t length, T* dots) {
-  Vec<T> sums[J * R];
-  for (int i = 0; i < J * R; ++i) sums[i] = Vec<T>(T(0));
-  for (int64_t n = 0; n < length; n += lanes<T>) {
-    Vec<T> rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = Vec<T>::loadu(y + r * pitch + n);
+  constexpr int S = J * R <= 4 ? 2 : 1;
+  Vec<T> sums[S][J * R];
+  for (int s = 0; s < S; ++s)
+    for (int i = 0; i < J * R; ++i) sums[s][i] = Vec<T>(T(0));
+  for (int64_t n = 0; n < length; n += S * lanes<T>) {
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s) {
+      const int64_t at = n + s * lanes<T>;
+      Vec<T> rows[R];
+      for (int r = 0; r < R; ++r) rows[r] = Vec<T>::loadu(y + r * pitch + at);
 #pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) {
-      const Vec<T> column = Vec<T>::loadu(x + offsets[j] + n);
+      for (int j = 0; j < J; ++j) {
+        const Vec<T> column = Vec<T>::loadu(x + offsets[j] + at);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[j * R + r] = at::vec::fmadd(rows[r], column, sums[j * R + r]);
+        for (int r = 0; r < R; ++r) sums[s][j * R + r] = at::vec::fmadd(rows[r], column, sums[s][j * R + r]);
+      }
     }
   }
   // Halves are added for all sums in turn, so that they do not wait for one another.
   alignas(64) T parts[J * R][lanes<T>];
-  for (int i = 0; i < J * R; ++i) sums[i].store(parts[i]);
+  for (int i = 0; i < J * R; ++i) {
+    if constexpr (S == 2) sums[0][i] = sums[0][i] + sums[1][i];
+    sums[0][i].store(parts[i]);
+  }
   for (int64_t half = lanes<T> / 2; half > 0; half /= 2)
     for (int i = 0; i < J * R; ++i)
       for (int64_t l = 0; l < half; ++l) parts[i][l] += parts[i][l + half];

@@ -1,0 +1,90 @@
+"""What is refused, and what is compared, when a module is lowered."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..core.errors import RuntimeStateError, VerificationError
+from ..core.records import TensorSpec
+from ..runtime.methods import Method, Need
+from ..runtime.semantics import Semantics
+
+_NOT_ELEMENTWISE = ("Adafactor", "LBFGS", "Muon", "SparseAdam")
+_WAY_OUT = "train masked, without lower(train=True)"
+
+
+def check_trains_lowered(method: Method, semantics: Semantics, rewirer: Any, channels: Any) -> None:
+    """Refuses what needs weights, gradients or an optimizer's state at inactive positions.
+
+    Args:
+        rewirer: the runtime that is attached, or None.
+        channels: the channel plan, or None.
+
+    Raises:
+        RuntimeStateError: what it is, and the way out.
+    """
+    if channels is not None:
+        raise RuntimeStateError(f"channels are cut out, not lowered: attach(compact=True); or {_WAY_OUT}")
+    if method.dense_gradient is Need.ALWAYS or method.feeds_optimizer:
+        raise RuntimeStateError(f"method {method.name} reads the dense gradient at every step; {_WAY_OUT}")
+    if type(method).after_step is not Method.after_step:
+        raise RuntimeStateError(f"method {method.name} rewires after every step; {_WAY_OUT}")
+    if semantics.optimizer_state != "masked":
+        raise RuntimeStateError(
+            f"semantics: optimizer_state {semantics.optimizer_state!r} keeps state at inactive positions; {_WAY_OUT}"
+        )
+    if method.redistribution is not None:
+        raise RuntimeStateError(f"redistribution looks at all sites at once; leave it out, or {_WAY_OUT}")
+    if rewirer is None:
+        return
+    if method.one_shot and not rewirer.history:
+        raise RuntimeStateError(f"method {method.name} has not chosen its masks yet; lower the module after that")
+    check_elementwise(rewirer.optimizer)
+
+
+def check_elementwise(optimizer: torch.optim.Optimizer) -> None:
+    """`RuntimeStateError` for an optimizer that looks at more than one number of a weight at a time."""
+    name = type(optimizer).__name__
+    if name in _NOT_ELEMENTWISE:
+        raise RuntimeStateError(f"{name} does not work number by number, so lowered weights cannot use it; {_WAY_OUT}")
+
+
+def check_lowered(name: str, masked: nn.Module, lowered: nn.Module, example: tuple[tuple, dict[str, Any]]) -> None:
+    """Compares both on random inputs like the example's.
+
+    Raises:
+        VerificationError: outputs that differ by more than 1e-3 of their largest.
+    """
+    generator = torch.Generator().manual_seed(0)
+    args, kwargs = pytree.tree_map(
+        lambda leaf: _random(leaf, generator), example, is_leaf=lambda leaf: isinstance(leaf, TensorSpec)
+    )
+    modes = {module: module.training for module in masked.modules()}
+    try:
+        masked.eval()
+        with torch.no_grad():
+            expected, found = masked(*args, **kwargs), lowered(*args, **kwargs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    for one, other in zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True):
+        if isinstance(one, Tensor) and one.is_floating_point() and one.numel():
+            scale = one.abs().max().clamp(min=1e-12)
+            worst = float((one - other).abs().max() / scale)
+            if not worst <= 1e-3:
+                raise VerificationError(
+                    f"{name}, lowered, differs from the masked module by {worst:.1e} of its largest output; "
+                    "lower it with layers= naming fewer weights"
+                )
+
+
+def _random(leaf: Any, generator: torch.Generator) -> Any:
+    if not isinstance(leaf, TensorSpec):
+        return leaf
+    if leaf.dtype.is_floating_point:
+        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+    if leaf.dtype == torch.bool:
+        return torch.ones(leaf.shape, dtype=torch.bool)
+    return torch.zeros(leaf.shape, dtype=leaf.dtype)

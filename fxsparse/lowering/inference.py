@@ -1,0 +1,88 @@
+"""`lower_for_inference`: a module that only runs, on sparse kernels."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..captured_module import CapturedModule
+from ..core.errors import InputError
+from ..core.graphs import attribute
+from ..core.records import Captured
+from ..passes.annotate_shapes import annotate_shapes
+from ..passes.choose_layout import choose_layout
+from ..passes.fuse_lowered import fuse_lowered
+from .decisions import Decision, decision_table
+
+
+class LoweredModule(CapturedModule):
+    """A captured module for inference, in which chosen layers compute with their active weights alone.
+
+    Attributes:
+        decisions: what was decided on every site.
+        conversions: number of places where an activation is laid out anew for a layer that is sparse or dense.
+    """
+
+    decisions: tuple[Decision, ...]
+
+    def __init__(self, captured: Captured, decisions: Sequence[Decision]) -> None:
+        super().__init__(captured)
+        self.decisions = tuple(decisions)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "LoweredModule":
+        """Refuses training: batch normalisation is folded into the weights, which have no gradients."""
+        if mode:
+            raise InputError("this module was lowered for inference; sparse.lower(train=True) gives one that trains")
+        super().train(False)
+        return self
+
+    def report(self) -> str:
+        """Which layers run on sparse kernels, with the cost model's estimates, for a person to read."""
+        sparse = sum(decision.lowered for decision in self.decisions)
+        heading = [f"{sparse} of {len(self.decisions)} weights run on sparse kernels"]
+        return decision_table(self.decisions, heading)
+
+
+@torch.no_grad()
+def lower_for_inference(lowered: Captured, decisions: Sequence[Decision]) -> LoweredModule:
+    """Fuses a lowered graph of eval mode.
+
+    Args:
+        lowered: graphs that call `lowered_conv` and `lowered_linear`; its tensors are copied, as far as they are read.
+    """
+    annotate_shapes(lowered)
+    graph, tensors = fuse_lowered(lowered.model, lowered.graphs["eval"])
+    choose_layout(lowered.model, graph)
+    root = nn.Module()
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in tensors:
+            root.register_buffer(str(node.target), tensors[str(node.target)])
+        elif node.op in ("get_attr", "call_module"):
+            _copy_attribute(lowered.model, root, str(node.target))
+    both = {"train": graph, "eval": graph}
+    captured = replace(lowered, model=root, graphs=both, flags={}, mode_readers=(), notes=list(lowered.notes))
+    return LoweredModule(captured, decisions)
+
+
+def _copy_attribute(source: nn.Module, target: nn.Module, name: str) -> None:
+    """Copies an attribute to the same qualified name, with plain modules on the way to it."""
+    *path, last = name.split(".")
+    for atom in path:
+        if atom not in target._modules:
+            target.add_module(atom, nn.Module())
+        target = target._modules[atom]  # type: ignore[assignment]
+    value: Any = attribute(source, name)
+    if last in target._modules or hasattr(target, last):
+        return
+    if isinstance(value, nn.Parameter):
+        value = nn.Parameter(value.detach().clone(), requires_grad=False)
+    elif isinstance(value, Tensor):
+        target.register_buffer(last, value.detach().clone())
+        return
+    else:
+        value = copy.deepcopy(value)
+    setattr(target, last, value)

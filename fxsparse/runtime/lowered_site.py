@@ -1,0 +1,209 @@
+"""The runtime's view of a weight that is stored as its active values: `MaskedSite`'s interface over a `SparsePattern`.
+
+What a rewiring looks at has the weight's dense shape. It is made for one site at a time and thrown away.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.records import WeightSite
+from ..kernels import SparsePattern, update_steps
+from ..passes.find_lowerable import SparseCall
+from ..passes.lower_weights import RUN, pattern_names
+from .masked_site import MaskedModule, MaskedSite
+from .resizing import resize_parameter
+
+_ADVICE = "train without lower(train=True)"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a weight is stored.
+
+    Attributes:
+        shape: of the dense weight.
+        block: output channels that share a pattern.
+        calls: of the weight.
+    """
+
+    shape: tuple[int, ...]
+    block: int
+    calls: tuple[SparseCall, ...]
+
+    @property
+    def groups(self) -> int:
+        return self.calls[0].groups
+
+
+def pattern_of(module: Any, name: str, storage: Storage) -> SparsePattern:
+    """The pattern whose tensors are the buffers of a lowered weight."""
+    tensors = [module.get_buffer(buffer) for buffer in pattern_names(name)]
+    return SparsePattern(storage.shape, storage.groups, storage.block, *tensors)
+
+
+def set_pattern(module: Any, name: str, pattern: SparsePattern) -> None:
+    """Keeps a pattern in buffers that no `state_dict` shows."""
+    for buffer, tensor in zip(pattern_names(name), pattern.tensors, strict=True):
+        owner, _, last = buffer.rpartition(".")
+        module.get_submodule(owner).register_buffer(last, tensor, persistent=False)
+
+
+def drop_pattern(module: Any, name: str) -> None:
+    for buffer in pattern_names(name):
+        owner, _, last = buffer.rpartition(".")
+        holder = module.get_submodule(owner)
+        del holder._buffers[last]
+        holder._non_persistent_buffers_set.discard(last)
+
+
+def store_values(
+    module: Any, name: str, storage: Storage, mask: Tensor, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """From a dense parameter to its active values, the optimizer's state of its shape along with it."""
+    pattern = SparsePattern.of(mask, storage.groups, storage.block)
+    resize_parameter(module.get_parameter(name), name, optimizer, pattern.gather, _ADVICE)
+    set_pattern(module, name, pattern)
+
+
+def restore_dense(module: Any, name: str, storage: Storage, optimizer: torch.optim.Optimizer | None) -> Tensor:
+    """The way back; returns the mask."""
+    pattern = pattern_of(module, name, storage)
+    resize_parameter(module.get_parameter(name), name, optimizer, pattern.scatter, _ADVICE)
+    drop_pattern(module, name)
+    return pattern.mask()
+
+
+class LoweredSite(MaskedSite):
+    """A site whose parameter holds its active values, (count), in the order of its pattern."""
+
+    def __init__(self, module: MaskedModule, site: WeightSite, target: int, storage: Storage) -> None:
+        super().__init__(module, site, target)
+        self.storage = storage
+
+    @property
+    def values(self) -> nn.Parameter:
+        return self.module.get_parameter(self.name)
+
+    @property
+    def pattern(self) -> SparsePattern:
+        return pattern_of(self.module, self.name, self.storage)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The dense weight, made now."""
+        return self.pattern.scatter(self.values.detach())
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask, made now."""
+        return self.pattern.mask()
+
+    @property
+    def active(self) -> int:
+        return self.values.numel()
+
+    def gradient(self) -> Tensor | None:
+        """The gradient of the active weights, of the dense shape with zeros; None where there was none."""
+        gradient = self.values.grad
+        return None if gradient is None else self.pattern.scatter(gradient)
+
+    def has_dense_gradient(self) -> bool:
+        """Whether calls were remembered from which `take_dense_gradient` can compute."""
+        run = getattr(self.module, RUN)
+        return any(update_steps.is_remembered(run, call.key) for call in self.storage.calls)
+
+    @torch.no_grad()
+    def take_dense_gradient(self, magnitude: bool = False) -> Tensor | None:
+        """The dense gradient from the calls since the last time, which are forgotten; None where there were none.
+
+        Args:
+            magnitude: whether the magnitudes of several calls are summed, in place of their gradients.
+        """
+        total: Tensor | None = None
+        for call in self.storage.calls:
+            for x, dy in update_steps.take(getattr(self.module, RUN), call.key):
+                gradient = dense_weight_gradient(call, x, dy).reshape(self.storage.shape)
+                gradient = gradient.abs_() if magnitude else gradient
+                total = gradient if total is None else total.add_(gradient)
+        return total
+
+    def forget(self) -> None:
+        """Forgets what was remembered for a dense gradient."""
+        for call in self.storage.calls:
+            update_steps.take(getattr(self.module, RUN), call.key)
+
+    def momentum(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        state = optimizer.state.get(self.values, {})
+        first = state.get("momentum_buffer", state.get("exp_avg"))
+        if not isinstance(first, Tensor):
+            return self.values.new_zeros(self.storage.shape)
+        second = state.get("exp_avg_sq")
+        if "momentum_buffer" not in state and isinstance(second, Tensor) and second.shape == first.shape:
+            first = first / (second.sqrt() + 1e-8)
+        return self.pattern.scatter(first)
+
+    def group(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        values = self.values
+        return next(group for group in optimizer.param_groups if any(p is values for p in group["params"]))
+
+    def mask_gradient_(self, only_infinite: bool = False) -> None:
+        """Nothing: only active weights have a gradient."""
+
+    def apply_mask_(self) -> None:
+        """Nothing: inactive weights are not stored."""
+
+    def stray_weights(self) -> Tensor:
+        return torch.zeros((), dtype=torch.int64)
+
+    @torch.no_grad()
+    def take_over(
+        self,
+        mask: Tensor,
+        active: int,
+        optimizer: torch.optim.Optimizer,
+        kept: Tensor | None = None,
+        optimizer_state: str = "masked",
+    ) -> Tensor:
+        """As `MaskedSite.take_over`; values and the optimizer's state move to their places in the new pattern."""
+        assert optimizer_state == "masked", optimizer_state
+        old = self.pattern
+        before = old.mask()
+        new = SparsePattern.of(mask, old.groups, old.block)
+        untouched = before if kept is None else before & kept
+
+        def moved(values: Tensor) -> Tensor:
+            return new.gather(old.scatter(values).masked_fill_(~untouched, 0))
+
+        resize_parameter(self.values, self.name, optimizer, moved, _ADVICE)
+        set_pattern(self.module, self.name, new)
+        return mask & ~before
+
+
+def dense_weight_gradient(call: SparseCall, x: Tensor, dy: Tensor) -> Tensor:
+    """The gradient of a call's whole weight, of the shape `call.weight`."""
+    if call.linear:
+        return dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    unused = x.new_zeros(()).expand(call.weight)
+    return torch.ops.aten.convolution_backward(
+        dy, x, unused, None, call.stride, call.padding, call.dilation, False, (0, 0), call.groups, (False, True, False)
+    )[1]
+
+
+class Deferred:
+    """A dense gradient that is computed when it is needed, and not kept."""
+
+    def __init__(self, site: LoweredSite, magnitude: bool, scale: Tensor | None = None) -> None:
+        self.site = site
+        self.magnitude = magnitude
+        self.scale = scale
+
+    def compute(self) -> Tensor | None:
+        gradient = self.site.take_dense_gradient(self.magnitude)
+        return gradient if gradient is None or self.scale is None else gradient / self.scale
+
+
+Gradient = Tensor | Deferred | None
+"""What the runtime hands around of a site: there, to be computed, or none."""

@@ -1,0 +1,118 @@
+"""Runs what works channel by channel on activations with channels outermost, the layout of the sparse kernels.
+
+Lowered convolutions give that layout and elementwise operations keep it. Batch normalisation and pooling would copy
+such an activation; on a view that says where its channels lie, they do not.
+"""
+
+import operator
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxsparse.core.graphs import attribute, operand, operation_name
+from fxsparse.core.records import TensorSpec, record_of, update_record
+from fxsparse.kernels.calls import lowered_conv
+from fxsparse.kernels.layout import channels_as_rows, channels_outermost, rows_as_channels
+
+_PLANEWISE = frozenset("max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d".split())
+_ELEMENTWISE = frozenset(
+    "relu relu6 relu_ relu6_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid silu silu_ gelu elu selu sigmoid tanh "
+    "leaky_relu leaky_relu_ softplus mish clamp clamp_ add add_ iadd sub mul mul_ imul div truediv dropout neg".split()
+)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.SiLU,
+    nn.GELU,
+    nn.ELU,
+    nn.SELU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.LeakyReLU,
+    nn.Softplus,
+    nn.Mish,
+    nn.Dropout,
+    nn.Identity,
+)
+
+
+def choose_layout(root: nn.Module, graph: fx.Graph) -> int:
+    """Rewrites a lowered graph in place.
+
+    Args:
+        root: what the graph's submodules refer to.
+        graph: annotated with shapes.
+
+    Returns:
+        Number of operations that run on views now.
+    """
+    outermost: set[fx.Node] = set()
+    changed = 0
+    for node in list(graph.nodes):
+        if node.target is lowered_conv:
+            spec = record_of(node).spec
+            if isinstance(spec, TensorSpec) and len(spec.shape) == 4:
+                outermost.add(node)
+            continue
+        if not any(source in outermost for source in node.all_input_nodes):
+            continue
+        if _is(root, node, _ELEMENTWISE, _ACTIVATIONS) and _same_shape(node):
+            outermost.add(node)
+        elif operand(node, 0, "input") not in outermost:
+            continue
+        elif _is_batch_norm(root, node):
+            outermost.add(_on_view(node, channels_as_rows, rows_as_channels, operand(node, 0, "input")))
+            changed += 1
+        elif _is(root, node, _PLANEWISE, _POOLS):
+            outermost.add(_on_view(node, channels_outermost, channels_outermost))
+            changed += 1
+    return changed
+
+
+def _is(root: nn.Module, node: fx.Node, names: frozenset[str], modules: tuple[type, ...]) -> bool:
+    if node.op == "call_module":
+        return type(attribute(root, str(node.target))) in modules
+    plain = node.op == "call_method" or node.target in _known(names)
+    return plain and operation_name(node) in names
+
+
+def _known(names: frozenset[str]) -> set[Callable]:
+    places = (torch, F, operator, torch._C._nn)
+    return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
+
+
+def _is_batch_norm(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = attribute(root, str(node.target))
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        return type(module) is nn.BatchNorm2d and not any(hooks)
+    return node.target is F.batch_norm
+
+
+def _same_shape(node: fx.Node) -> bool:
+    """Whether all tensors are activations of one shape, or numbers."""
+    specs = [record_of(item).spec for item in (node, *node.all_input_nodes)]
+    shapes = {spec.shape for spec in specs if isinstance(spec, TensorSpec)}
+    return len(shapes) == 1
+
+
+def _on_view(node: fx.Node, there: Callable, back: Callable, *like: fx.Node) -> fx.Node:
+    """Has a node read `there(input)`, and its users `back(result, *like)`."""
+    source = operand(node, 0, "input")
+    graph = node.graph
+    with graph.inserting_before(node):
+        view = graph.call_function(there, (source,))
+    node.replace_input_with(source, view)
+    with graph.inserting_after(node):
+        result = graph.call_function(back, (node, *like))
+    node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
+    for new in (view, result):
+        update_record(new, module=record_of(node).module)
+    update_record(result, spec=record_of(node).spec)
+    return result
