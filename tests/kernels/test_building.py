@@ -168,12 +168,13 @@ def test_a_cache_that_cannot_be_written(cache, compiler, tmp_path, monkeypatch, 
     assert not list(tmp_path.glob("fxsparse-*"))  # nothing is left
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for root")
 def test_a_read_only_cache_is_read(cache, compiler, tmp_path, monkeypatch):
     fresh(monkeypatch)
     for folder in (cache, cache / "kernels", *cache.glob("kernels/*")):
         folder.chmod(0o500)
     try:
+        if os.access(cache, os.W_OK):
+            pytest.skip("nothing is read-only for root")
         assert fresh(monkeypatch) == build.capability() and calls(tmp_path) == ONE_BUILD
     finally:
         for folder in (cache, cache / "kernels", *cache.glob("kernels/*")):
