@@ -15,7 +15,7 @@ from fxsparse.kernels import build
 CASES = Path(__file__).with_name("cases.py")
 ROOT = str(Path(fxsparse.__file__).parent.parent)
 
-SANITIZERS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize=vptr")
+SANITIZERS = ("-O0", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize=vptr")
 
 
 def run_cases(count, library, target, **variables):
