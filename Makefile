@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install browser demo coverage test test-all lint format clean
+.PHONY: help install browser demo coverage test test-all sanitize lint format clean
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -36,6 +36,9 @@ test: $(INSTALLED) $(BROWSER)      ## the tests, without the long ones
 
 test-all: $(INSTALLED) $(BROWSER)  ## the tests, the long ones too
 	$(BIN)/python -m pytest -n 2
+
+sanitize: $(INSTALLED)  ## the sparse kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/python -m pytest tests/kernels/test_machines.py -k sanitizers
 
 lint: $(INSTALLED)      ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,15 +1,20 @@
-"""The operators: schemas, shapes, gradients. What computes is C++ (`csrc/`), built when it is first needed.
+"""The operators: schemas, shapes, gradients. What computes is C++ (`csrc/`), built when it is first needed, or, where
+it cannot be built, `torch.sparse` (`fallback.py`).
 
 An operator is called as `torch.ops.fxsparse.sparse_conv2d(...)`, in eager mode, in `torch.compile` graphs and in
 exported programs. Activations are what torch calls them, (images, channels, height, width); results are laid out with
 channels outermost, which elementwise operations keep, and inputs in that layout need no conversion.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import fallback
+from .loading import FALLBACK, kernels_in_use
 
 _SETTINGS = "int[] weight, int[2] stride, int[2] padding, int[2] dilation, int groups, int block"
 
@@ -78,14 +83,52 @@ def _(x, values, pattern, bias, outputs, block, low, high):
     return x.new_empty((outputs, *x.shape[:-1])).movedim(0, -1)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _register_loading(name: str) -> None:
+    """What an operator does before the C++ is loaded, which then goes first: loads it, or takes the fallback."""
+
+    def load_and_call(*args: Any) -> Tensor:
+        for arg in args:
+            if isinstance(arg, Tensor) and not (arg.is_cpu and arg.layout == torch.strided):
+                kind = f"{arg.layout} on {arg.device}"
+                raise ValueError(f"fxsparse::{name} takes dense activations and plain lists on the CPU, got {kind}")
+        if kernels_in_use() == FALLBACK:
+            return getattr(fallback, name)(*args)
+        return getattr(_ops, name)(*args)
+
+    _library.impl(name, load_and_call, "CompositeExplicitAutograd")
+
+
+for _schema in SCHEMAS:
+    _register_loading(_schema.split("(")[0])
+    torch.library.register_autocast(f"fxsparse::{_schema.split('(')[0]}", "cpu", torch.float32, lib=_library)
+
+
+# The three products of a convolution are linear in each of their two operands, and the gradients of each are the other
+# two: so there are gradients of gradients of any order.
+
+
+def _save_convolution(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, values, pattern, bias, *settings = inputs
-    ctx.save_for_backward(x, values, *pattern)
-    ctx.settings = settings
+    _save(ctx, x, values, pattern, settings)
     ctx.has_bias = bias is not None
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple:
+def _save_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    dy, _, values, pattern, *settings = inputs
+    _save(ctx, dy, values, pattern, settings)
+
+
+def _save_weight_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    dy, x, pattern, *settings = inputs
+    _save(ctx, dy, x, pattern, settings)
+
+
+def _save(ctx: Any, first: Tensor, second: Tensor, pattern: Sequence[Tensor], settings: Sequence[Any]) -> None:
+    ctx.save_for_backward(first, second, *pattern)
+    ctx.settings = settings
+
+
+def _convolution_backward(ctx: Any, dy: Tensor) -> tuple:
     x, values, *pattern = ctx.saved_tensors
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:
@@ -97,7 +140,32 @@ def _backward(ctx: Any, dy: Tensor) -> tuple:
     return dx, dvalues, [None] * len(pattern), dbias, *[None] * len(ctx.settings)
 
 
-torch.library.register_autograd("fxsparse::sparse_conv2d", _backward, setup_context=_setup_context, lib=_library)
+def _input_gradient_backward(ctx: Any, ddx: Tensor) -> tuple:
+    dy, values, *pattern = ctx.saved_tensors
+    ddy = dvalues = None
+    if ctx.needs_input_grad[0]:
+        ddy = _ops.sparse_conv2d(ddx, values, pattern, None, *ctx.settings)
+    if ctx.needs_input_grad[2]:
+        dvalues = _ops.sparse_conv2d_weight_gradient(dy, ddx, pattern, *ctx.settings)
+    return ddy, None, dvalues, [None] * len(pattern), *[None] * len(ctx.settings)
+
+
+def _weight_gradient_backward(ctx: Any, ddvalues: Tensor) -> tuple:
+    dy, x, *pattern = ctx.saved_tensors
+    ddy = dx = None
+    if ctx.needs_input_grad[0]:
+        ddy = _ops.sparse_conv2d(x, ddvalues, pattern, None, *ctx.settings)
+    if ctx.needs_input_grad[1]:
+        dx = _ops.sparse_conv2d_input_gradient(dy, x, ddvalues, pattern, *ctx.settings)
+    return ddy, dx, [None] * len(pattern), *[None] * len(ctx.settings)
+
+
+for _name, _backward, _setup in (
+    ("sparse_conv2d", _convolution_backward, _save_convolution),
+    ("sparse_conv2d_input_gradient", _input_gradient_backward, _save_input_gradient),
+    ("sparse_conv2d_weight_gradient", _weight_gradient_backward, _save_weight_gradient),
+):
+    torch.library.register_autograd(f"fxsparse::{_name}", _backward, setup_context=_setup, lib=_library)
 
 
 def sparse_conv2d(
@@ -129,7 +197,9 @@ def sparse_linear(
 ) -> Tensor:
     """`F.linear` with a weight of which only active positions are stored; arguments as of `sparse_conv2d`."""
     outputs, inputs = weight
-    pixels = x.reshape(-1, inputs).t()[None, :, None]  # one image of one row, a pixel for each vector
+    pixels = x.reshape(math.prod(x.shape[:-1]), inputs).t()[
+        None, :, None
+    ]  # one image of one row, a pixel for each vector
     y = _ops.sparse_conv2d(pixels, values, pattern, bias, (outputs, inputs, 1, 1), (1, 1), (0, 0), (1, 1), 1, block)
     return y[0, :, 0].t().reshape(*x.shape[:-1], outputs)
 

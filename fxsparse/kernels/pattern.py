@@ -5,6 +5,7 @@ a block is `block` consecutive output channels at one input position (1 for sing
 input the same blocks are listed column by column.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ _LIMIT = 2**31
 class SparsePattern:
     """Positions of a weight of a given shape. All tensors are int32, on the CPU.
 
+    What a file or a caller gives is looked through: the kernels read memory by it.
+
     Attributes:
         shape: of the dense weight, `(out, in per group, *kernel)`.
         groups: of the convolution.
@@ -28,6 +31,9 @@ class SparsePattern:
         t_starts: (groups * row length + 1): where the blocks of each column of each group start, listed by columns.
         t_rows: (blocks): row of blocks of each block, listed by columns.
         t_places: (blocks): its place in the order of rows.
+
+    Raises:
+        InputError: the tensors are not such a pattern.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +44,36 @@ class SparsePattern:
     t_starts: Tensor
     t_rows: Tensor
     t_places: Tensor
+
+    def __post_init__(self) -> None:
+        if problem := self._problem():
+            raise InputError(f"not a pattern of a weight of shape {tuple(self.shape)}: {problem}")
+
+    def _problem(self) -> str | None:
+        if len(self.shape) < 2 or self.block < 1 or self.groups < 1 or self.shape[0] % (self.groups * self.block):
+            return f"{self.groups} groups of blocks of {self.block}"
+        for part in self.tensors:
+            if part.dtype != torch.int32 or part.dim() != 1 or part.device.type != "cpu" or not part.is_contiguous():
+                return f"expected contiguous rows of int32 on the CPU, got {part.dtype} {tuple(part.shape)}"
+        rows, length, count = self.shape[0] // self.block, math.prod(self.shape[1:]), len(self.columns)
+        if not (_is_starts(self.starts, rows, count) and _is_starts(self.t_starts, self.groups * length, count)):
+            return f"its rows or columns do not start in order between 0 and {count}"
+        if len(self.t_rows) != count or len(self.t_places) != count:
+            return f"it lists {count} blocks by rows, {len(self.t_rows)} and {len(self.t_places)} by columns"
+        row = torch.repeat_interleave(self.starts.diff())
+        if count and not 0 <= int(self.columns.min()) <= int(self.columns.max()) < length:
+            return f"columns outside of rows of {length} positions"
+        if bool(((self.columns.diff() <= 0) & (row.diff() == 0)).any()):
+            return "columns that do not ascend in their row"
+        if count and not 0 <= int(self.t_places.min()) <= int(self.t_places.max()) < count:
+            return f"places outside of {count} blocks"
+        places = self.t_places.long()
+        key = row // max(rows // self.groups, 1) * length + self.columns
+        if not torch.equal(row[places], self.t_rows.long()) or not torch.equal(
+            key[places], torch.repeat_interleave(self.t_starts.diff())
+        ):
+            return "the lists by rows and by columns hold other positions"
+        return None
 
     @classmethod
     def of(cls, mask: Tensor, groups: int = 1, block: int = 1) -> "SparsePattern":
@@ -50,13 +86,13 @@ class SparsePattern:
         out = mask.shape[0]
         if out % (groups * block):
             raise InputError(f"blocks of {block} do not divide {out} output channels in {groups} groups")
-        whole = mask.detach().cpu().reshape(out // block, block, -1)
+        length = math.prod(mask.shape[1:])
+        whole = mask.detach().cpu().reshape(out // block, block, length)
         rows = whole.any(1)
         if block > 1 and not torch.equal(whole, rows.unsqueeze(1).expand_as(whole)):
             raise InputError(f"a block of {block} output channels is masked in part")
         if mask.numel() >= _LIMIT:
             raise InputError(f"a weight of {mask.numel():,} elements has more positions than an int32 counts")
-        length = rows.shape[1]
         at = rows.flatten().nonzero().squeeze(1)
         row, column = at // max(length, 1), at % max(length, 1)
         key = row // (rows.shape[0] // groups) * length + column if out else at
@@ -109,6 +145,11 @@ class SparsePattern:
         dense = values.new_zeros(self.shape)
         dense.view(-1)[self.indices()] = values
         return dense
+
+
+def _is_starts(starts: Tensor, rows: int, count: int) -> bool:
+    inside = len(starts) == rows + 1 and int(starts[0]) == 0 and int(starts[-1]) == count
+    return inside and bool((starts.diff() >= 0).all())
 
 
 def _starts(counts: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 
 #include <ATen/Parallel.h>
 
+#include <limits>
 #include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
 
+#include "exact.h"
 #include "geometry.h"
 #include "product.h"
 
@@ -133,6 +135,13 @@ inline int64_t panel_width(int64_t rows, int64_t columns, int64_t tasks) {
   return std::max(unit, std::min(std::clamp(fit / unit * unit, 2 * unit, 32 * unit), share));
 }
 
+// Offsets into a panel are int32, for twice as many of them in a cache line.
+inline void check_offsets(int64_t rows, int64_t pitch) {
+  TORCH_CHECK_VALUE(
+      rows * pitch <= std::numeric_limits<int32_t>::max(), "rows of pixels too long for the sparse kernels: ", rows,
+      " rows of ", pitch, " numbers are kept at once, more than an int32 counts");
+}
+
 // Stores a row of sums, V vectors from slot `column` on, where it has pixels.
 template <typename T, int V>
 inline void store(
@@ -181,7 +190,9 @@ void product(
   const int64_t reach = last - first;
 
   const auto offsets = std::make_unique_for_overwrite<int32_t[]>(count);
-  write_offsets(offsets.get(), Panel<T>(0, width + reach).pitch);
+  const int64_t pitch = Panel<T>(0, width + reach).pitch;
+  check_offsets(source_rows, pitch);
+  write_offsets(offsets.get(), pitch);
 
   at::parallel_for(0, panels * shares, 1, [&](int64_t begin, int64_t end) {
     const Panel<T> panel(source_rows, width + reach);
@@ -327,9 +338,11 @@ void weight_gradient(
   const int64_t share = (columns + threads - 1) / threads;
   const int64_t width = std::min(wide, (share + 2 * lanes<T> - 1) / (2 * lanes<T>) * (2 * lanes<T>));
   const int64_t fit = bytes / static_cast<int64_t>(sizeof(T)) / (width + reach) / planes;
-  const int64_t tile = g.groups > 1 ? g.in_channels : std::clamp<int64_t>(fit, 16, g.in_channels);
+  const int64_t tile = g.groups > 1 ? g.in_channels : std::min(std::max<int64_t>(fit, 16), g.in_channels);
   const int64_t panels = (columns + width - 1) / width;
-  const auto reading = reading_offsets(g, Panel<T>(0, width + reach).pitch);
+  const int64_t pitch = Panel<T>(0, width + reach).pitch;
+  check_offsets(input.rows(), pitch);
+  const auto reading = reading_offsets(g, pitch);
   const auto offsets = std::make_unique_for_overwrite<int32_t[]>(count);
   for (int64_t p = 0; p < count; ++p) offsets[p] = reading[weight.columns[p]];
   // Each thread sums over columns of its own; the sums are added in a fixed order.
@@ -379,6 +392,7 @@ void weight_gradient(
   });
   for (int64_t thread = 1; thread < shares; ++thread)
     for (int64_t i = 0; i < count * R; ++i) dvalues[i] += sums[thread][i];
+  make_exact<T, R>(g, x, x_strides, dy, dy_strides, weight.starts, weight.columns, dvalues);
 }
 
 }  // namespace fxsparse

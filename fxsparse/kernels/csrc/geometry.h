@@ -24,7 +24,8 @@ struct Axis {
   Axis(int64_t input, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation)
       : input(input), kernel(kernel), stride(stride), padding(padding), dilation(dilation) {
     const int64_t reach = input + 2 * padding - dilation * (kernel - 1) - 1;
-    TORCH_CHECK_VALUE(reach >= 0, "the kernel is larger than the padded input: ", input, " pixels, ", kernel, " taps");
+    const bool empty = input == 0 && is_pointwise();  // no pixels in, none out
+    TORCH_CHECK_VALUE(reach >= 0 || empty, "the kernel is larger than the padded input: ", input, " pixels, ", kernel, " taps");
     output = reach / stride + 1;
     for (int64_t tap = 0; tap < kernel; ++tap) {
       first = std::min(first, shift(tap));

@@ -1,15 +1,17 @@
 // The kernels as functions of tensors. Schemas, gradients and shapes are in fxsparse/kernels/operators.py.
-#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "convolution.h"
+#include "checks.h"
+#include "instances.h"
 #include "normalisation.h"
 
 namespace fxsparse {
 namespace {
-
-using at::IntArrayRef;
-using at::Tensor;
 
 // An activation (images, channels, height, width) whose rows of pixels are contiguous and lie one after another.
 Tensor regular(const Tensor& x) {
@@ -25,17 +27,6 @@ Tensor channel_major(const Tensor& like, IntArrayRef shape, bool zero) {
   const std::vector<int64_t> sizes{shape[1], shape[0], shape[2], shape[3]};
   return (zero ? at::zeros(sizes, like.options()) : at::empty(sizes, like.options())).transpose(0, 1);
 }
-
-struct Settings {
-  IntArrayRef weight, stride, padding, dilation;
-  int64_t groups;
-
-  Geometry geometry(int64_t images, int64_t height, int64_t width) const {
-    return Geometry(
-        images, weight[1] * groups, weight[0], groups, Axis(height, weight[2], stride[0], padding[0], dilation[0]),
-        Axis(width, weight[3], stride[1], padding[1], dilation[1]));
-  }
-};
 
 // Images as one long one, where a convolution does not look beyond a pixel and channels are outermost.
 bool mergeable(const Settings& s, const Tensor& x) {
@@ -54,56 +45,40 @@ void with_block(int64_t block, const Body& body) {
     case 1: return body(std::integral_constant<int, 1>());
     case 2: return body(std::integral_constant<int, 2>());
     case 4: return body(std::integral_constant<int, 4>());
-    case 8: return body(std::integral_constant<int, 8>());
-    default: TORCH_CHECK_VALUE(false, "no kernel for blocks of ", block, " output channels; 1, 2, 4 and 8 have one");
+    default: return body(std::integral_constant<int, 8>());  // `Settings::check` lets nothing else pass
   }
 }
 
-// Compressed rows of the pattern: `starts` (block rows + 1), `columns` (blocks), int32.
-Rows rows_of(at::TensorList pattern) { return {pattern[0].const_data_ptr<int32_t>(), pattern[1].const_data_ptr<int32_t>()}; }
+Rows rows_of(at::TensorList pattern) {
+  return {pattern[0].const_data_ptr<int32_t>(), pattern[1].const_data_ptr<int32_t>()};
+}
 
 Columns columns_of(at::TensorList pattern) {
-  TORCH_CHECK_VALUE(pattern.size() == 5, "an input gradient needs the pattern by columns as well");
   return {pattern[2].const_data_ptr<int32_t>(), pattern[3].const_data_ptr<int32_t>(),
           pattern[4].const_data_ptr<int32_t>()};
-}
-
-// What every operator relies on; the kernels themselves check nothing.
-void check(const Settings& s, const Tensor& x, int64_t channels, at::TensorList pattern, int64_t block) {
-  TORCH_CHECK_VALUE(x.dim() == 4 && x.size(1) == channels, "expected (images, ", channels, ", height, width), got ", x.sizes());
-  TORCH_CHECK_VALUE(pattern.size() == 2 || pattern.size() == 5, "a pattern is two or five tensors, got ", pattern.size());
-  for (const Tensor& part : pattern) {
-    TORCH_CHECK_VALUE(part.scalar_type() == at::kInt && part.is_contiguous() && part.is_cpu(),
-                "a pattern is contiguous int32 on the CPU, got ", part.scalar_type());
-  }
-  TORCH_CHECK_VALUE(s.groups > 0 && s.weight[0] % (block * s.groups) == 0, "blocks of ", block, " do not divide ", s.weight[0], " output channels in ",
-              s.groups, " groups");
-  TORCH_CHECK_VALUE(pattern[0].numel() == s.weight[0] / block + 1, "expected ", s.weight[0] / block, " block rows, got ",
-              pattern[0].numel() - 1);
-}
-
-void check_values(const Tensor& x, const Tensor& values, at::TensorList pattern, int64_t block) {
-  TORCH_CHECK_VALUE(values.numel() == pattern[1].numel() * block, "expected ", pattern[1].numel() * block, " values, got ",
-              values.numel());
-  TORCH_CHECK_VALUE(values.scalar_type() == x.scalar_type(), "values are ", values.scalar_type(), ", the input is ", x.scalar_type());
 }
 
 Tensor sparse_conv2d_fused(
     const Tensor& x_, const Tensor& values_, at::TensorList pattern, const std::optional<Tensor>& bias_,
     const std::optional<Tensor>& residual_, IntArrayRef weight, IntArrayRef stride, IntArrayRef padding,
     IntArrayRef dilation, int64_t groups, int64_t block, std::optional<double> low, std::optional<double> high) {
-  const Settings settings{weight, stride, padding, dilation, groups};
-  check(settings, x_, weight[1] * groups, pattern, block);
-  check_values(x_, values_, pattern, block);
+  const Settings settings{weight, stride, padding, dilation, groups, block};
+  settings.check();
+  check_activation("the input", x_, settings.in_channels());
+  check_pattern(settings, pattern, false);
+  check_values(settings, x_, values_, pattern);
+  check_bias(settings, bias_, x_);
   Tensor x = regular(x_);
   const Tensor values = values_.contiguous();
   const Geometry whole = settings.geometry(x.size(0), x.size(2), x.size(3));
   Tensor y = channel_major(x, {x.size(0), weight[0], whole.output_height, whole.output_width}, false);
   Tensor target = y, bias, residual;
-  if (bias_.has_value()) bias = bias_->to(x.scalar_type()).contiguous();
+  if (bias_.has_value()) bias = bias_->contiguous();
   if (residual_.has_value()) {
-    TORCH_CHECK_VALUE(residual_->sizes() == y.sizes(), "the residual is ", residual_->sizes(), ", the output ", y.sizes());
-    residual = residual_->to(x.scalar_type()).transpose(0, 1).contiguous().transpose(0, 1);
+    TORCH_CHECK_VALUE(
+        residual_->sizes() == y.sizes(), "the residual is ", residual_->sizes(), ", the output ", y.sizes());
+    check_alike("the residual", *residual_, x);
+    residual = residual_->transpose(0, 1).contiguous().transpose(0, 1);
   }
   if (mergeable(settings, x)) {
     x = merged(x);
@@ -138,8 +113,10 @@ Tensor sparse_linear_fused(
     const Tensor& x, const Tensor& values_, at::TensorList pattern, const std::optional<Tensor>& bias, int64_t outputs,
     int64_t block, std::optional<double> low, std::optional<double> high) {
   TORCH_CHECK_VALUE(x.dim() >= 1, "expected (..., inputs), got a number");
-  const int64_t inputs = x.size(-1), vectors = inputs == 0 ? 0 : x.numel() / inputs;
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  const int64_t inputs = shape.back();
+  int64_t vectors = 1;
+  for (size_t i = 0; i + 1 < shape.size(); ++i) vectors *= shape[i];
   shape.back() = outputs;
   const std::vector<int64_t> weight{outputs, inputs, 1, 1}, one{1, 1}, none{0, 0};
   if (vectors != 1) {
@@ -147,13 +124,16 @@ Tensor sparse_linear_fused(
     const Tensor y = sparse_conv2d_fused(pixels, values_, pattern, bias, {}, weight, one, none, one, 1, block, low, high);
     return y.squeeze(2).squeeze(0).t().reshape(shape);
   }
-  const Settings settings{weight, one, none, one, 1};
+  const Settings settings{weight, one, none, one, 1, block};
+  settings.check();
   const Tensor vector = x.reshape({1, inputs, 1, 1}).contiguous(), values = values_.contiguous();
-  check(settings, vector, inputs, pattern, block);
-  check_values(x, values, pattern, block);
+  check_activation("the input", vector, inputs);
+  check_pattern(settings, pattern, false);
+  check_values(settings, x, values, pattern);
+  check_bias(settings, bias, x);
   const Tensor y = at::empty(shape, x.options());
   Tensor added;
-  if (bias.has_value()) added = bias->to(x.scalar_type()).contiguous();
+  if (bias.has_value()) added = bias->contiguous();
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sparse_linear", [&] {
     Finish<scalar_t> finish;
     if (added.defined()) finish.bias = added.const_data_ptr<scalar_t>();
@@ -173,15 +153,17 @@ Tensor sparse_linear_fused(
 Tensor sparse_conv2d_input_gradient(
     const Tensor& dy_, const Tensor& x, const Tensor& values_, at::TensorList pattern, IntArrayRef weight,
     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, int64_t block) {
-  const Settings settings{weight, stride, padding, dilation, groups};
-  check(settings, dy_, weight[0], pattern, block);
-  check_values(dy_, values_, pattern, block);
+  const Settings settings{weight, stride, padding, dilation, groups, block};
+  settings.check();
+  check_activation("the gradient", dy_, weight[0]);
+  check_activation("the input", x, settings.in_channels());
+  check_pattern(settings, pattern, true);
+  check_values(settings, dy_, values_, pattern);
+  check_gradient(settings, dy_, x);
   Tensor dy = regular(dy_);
   const Tensor values = values_.contiguous();
   const Columns columns = columns_of(pattern);
   const Geometry whole = settings.geometry(x.size(0), x.size(2), x.size(3));
-  TORCH_CHECK_VALUE(dy.size(0) == x.size(0) && dy.size(2) == whole.output_height && dy.size(3) == whole.output_width,
-              "a gradient of shape ", dy.sizes(), " does not belong to an input of shape ", x.sizes());
   Tensor dx = channel_major(dy, x.sizes(), !whole.reads_all()), target = dx;
   if (mergeable(settings, dy)) {
     dy = merged(dy);
@@ -202,10 +184,14 @@ Tensor sparse_conv2d_input_gradient(
 Tensor sparse_conv2d_weight_gradient(
     const Tensor& dy_, const Tensor& x_, at::TensorList pattern, IntArrayRef weight, IntArrayRef stride,
     IntArrayRef padding, IntArrayRef dilation, int64_t groups, int64_t block) {
-  const Settings settings{weight, stride, padding, dilation, groups};
-  check(settings, x_, weight[1] * groups, pattern, block);
+  const Settings settings{weight, stride, padding, dilation, groups, block};
+  settings.check();
+  check_activation("the gradient", dy_, weight[0]);
+  check_activation("the input", x_, settings.in_channels());
+  check_pattern(settings, pattern, false);
+  check_ascending(pattern);
+  check_gradient(settings, dy_, x_);
   Tensor dy = regular(dy_), x = regular(x_);
-  TORCH_CHECK_VALUE(dy.dim() == 4 && dy.size(0) == x.size(0) && dy.size(1) == weight[0], "a gradient of shape ", dy.sizes(), " does not belong to an input of shape ", x.sizes());
   if (mergeable(settings, x) && mergeable(settings, dy)) {
     x = merged(x);
     dy = merged(dy);

@@ -1,0 +1,5 @@
+#include "instances.h"
+
+namespace fxsparse {
+FXSPARSE_INSTANCES(, float)
+}  // namespace fxsparse
