@@ -38,8 +38,6 @@ struct Finish {
   const T* residual = nullptr;
   bool limited = false;
   T low = 0, high = 0;
-
-  bool is_none() const { return bias == nullptr && residual == nullptr && !limited; }
 };
 
 // Dense rows of slots: whole vectors each, and an odd number of them, as rows a page apart share lines of the cache.
@@ -142,32 +140,37 @@ inline void check_offsets(int64_t rows, int64_t pitch) {
       " rows of ", pitch, " numbers are kept at once, more than an int32 counts");
 }
 
-// Stores a row of sums, V vectors from slot `column` on, where it has pixels.
+// Stores a row of sums, V vectors from slot `column` on, where it has pixels; with a residual, adds it and limits first.
 template <typename T, int V>
 inline void store(
-    T* sums, int64_t column, const std::vector<Run>& runs, const Finish<T>& finish, int64_t channel, int64_t base,
-    int64_t step, T* pixels) {
-  if (finish.bias != nullptr) {
-    const Vec<T> bias(finish.bias[channel]);
-    for (int v = 0; v < V; ++v) (Vec<T>::loadu(sums + v * lanes<T>) + bias).store(sums + v * lanes<T>);
-  }
+    T* sums, int64_t column, const std::vector<Run>& runs, const Finish<T>& finish, int64_t base, int64_t step,
+    T* pixels) {
   if (finish.residual != nullptr) {
     for (const Run& run : runs) {
       const T* added = finish.residual + base + run.offset;
       T* target = sums + (run.slot - column);
       for (int64_t i = 0; i < run.length; ++i) target[i] += added[i * step];
     }
-  }
-  if (finish.limited) {
-    const Vec<T> low(finish.low), high(finish.high);
-    for (int v = 0; v < V; ++v) {
-      const Vec<T> sum = Vec<T>::loadu(sums + v * lanes<T>);
-      at::vec::minimum(at::vec::maximum(sum, low), high).store(sums + v * lanes<T>);
+    if (finish.limited) {
+      const Vec<T> low(finish.low), high(finish.high);
+      for (int v = 0; v < V; ++v) {
+        const Vec<T> sum = Vec<T>::loadu(sums + v * lanes<T>);
+        at::vec::minimum(at::vec::maximum(sum, low), high).store(sums + v * lanes<T>);
+      }
     }
   }
-  for (const Run& run : runs) {
+  for (const Run& run : runs)
     copy_strided(sums + (run.slot - column), 1, pixels + base + run.offset, step, run.length);
-  }
+}
+
+// Where rows of slots are rows of pixels without gaps, they can be read where they are: if they begin with whole vectors,
+// as loads across lines of the cache cost more than a copy, and if they do not lie a multiple of half a page apart, so
+// that all of them would fall on the same lines.
+template <typename T>
+inline bool reads_in_place(const Geometry& g, const Activation<const T>& source) {
+  const bool plain = g.images == 1 && g.high.is_pointwise() && g.wide.is_pointwise() && g.high.input == 1;
+  const int64_t pitch = source.strides.channel;
+  return plain && g.columns() >= lanes<T> && pitch % lanes<T> == 0 && pitch * static_cast<int64_t>(sizeof(T)) % 2048 != 0;
 }
 
 // A product of compressed rows with an activation's rows of slots: what a forward pass and an input gradient share.
@@ -189,47 +192,62 @@ void product(
   const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, std::max<int64_t>(rows, 1));
   const int64_t reach = last - first;
 
+  const bool in_place = reads_in_place(g, source);
   const auto offsets = std::make_unique_for_overwrite<int32_t[]>(count);
-  const int64_t pitch = Panel<T>(0, width + reach).pitch;
+  const int64_t pitch = in_place ? source.strides.channel : Panel<T>(0, width + reach).pitch;
   check_offsets(source_rows, pitch);
   write_offsets(offsets.get(), pitch);
 
   at::parallel_for(0, panels * shares, 1, [&](int64_t begin, int64_t end) {
-    const Panel<T> panel(source_rows, width + reach);
+    const Panel<T> panel(in_place ? 0 : source_rows, width + reach);
     const Panel<T> sums(R, widest<R> * lanes<T>);
     std::vector<std::vector<Run>> runs(parts);
     int64_t packed = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t from = task / shares * width, to = std::min(columns, from + width);
-      if (packed != from) pack(g, source, 0, source_rows, from + first, from + width + last, panel);
+      if (packed != from && !in_place) pack(g, source, 0, source_rows, from + first, from + width + last, panel);
       packed = from;
       const int64_t row_begin = rows * (task % shares) / shares, row_end = rows * (task % shares + 1) / shares;
-      for (int64_t column = from; column < to; column += widest<R> * lanes<T>) {
-        const int64_t vectors = std::min<int64_t>((to - column + lanes<T> - 1) / lanes<T>, widest<R>);
+      for (int64_t column = from, vectors = 0; column < to; column += vectors * lanes<T>) {
+        vectors = std::min<int64_t>((to - column + lanes<T> - 1) / lanes<T>, widest<R>);
+        if (in_place && column + vectors * lanes<T> > columns) {  // no reading beyond the end: whole vectors, or back
+          vectors = std::max<int64_t>((to - column) / lanes<T>, 1);
+          column = std::min(column, columns - vectors * lanes<T>);
+        }
         for (int64_t part = 0; part < parts; ++part) {
           runs[part] = runs_between(
-              g, result.strides, result.parts[part], column, std::min(to, column + vectors * lanes<T>));
+              g, result.strides, result.parts[part], column, std::min(columns, column + vectors * lanes<T>));
         }
         with_width<widest<R>>(vectors, [&](auto wide) {
           constexpr int V = decltype(wide)::value;
           for (int64_t row = row_begin; row < row_end; ++row) {
             const auto& here = runs[row % parts];
             if (here.empty()) continue;
-            const T* x = panel.row(row / rows_per_group * (source_rows / groups)) + (column - from);
-            const int64_t start = starts[row];
-            T* const whole = finish.is_none() && R == 1 && here[0].length == V * lanes<T>
-                ? result.pixels + result.strides.channel * (row / parts) + here[0].offset
-                : nullptr;
-            if (whole != nullptr && result.parts[row % parts].column_step == 1) {
-              multiply<T, R, V>(x, offsets.get() + start, values + start, starts[row + 1] - start, whole, 0);
+            const int64_t first_line = row / rows_per_group * (source_rows / groups);
+            const T* x = in_place ? source.pixels + first_line * pitch + column : panel.row(first_line) + (column - from);
+            const int64_t start = starts[row], channel = row / parts * R, step = result.parts[row % parts].column_step;
+            Ending<T> ending;
+            if (finish.bias != nullptr) ending.initial = finish.bias + channel;
+            const int64_t base = result.strides.channel * channel;
+            const auto times = [&](T* y, int64_t y_pitch) {
+              multiply<T, R, V>(
+                  x, offsets.get() + start, values + start * R, starts[row + 1] - start, ending, y, y_pitch);
+            };
+            if (here[0].length == V * lanes<T> && step == 1) {
+              if (finish.residual != nullptr) ending.added = finish.residual + base + here[0].offset;
+              ending.limited = finish.limited;
+              ending.low = finish.low;
+              ending.high = finish.high;
+              times(result.pixels + base + here[0].offset, result.strides.channel);
               continue;
             }
-            multiply<T, R, V>(x, offsets.get() + start, values + start * R, starts[row + 1] - start, sums.row(0),
-                              sums.pitch);
+            ending.limited = finish.limited && finish.residual == nullptr;
+            ending.low = finish.low;
+            ending.high = finish.high;
+            times(sums.row(0), sums.pitch);
             for (int r = 0; r < R; ++r) {
-              const int64_t channel = row / parts * R + r;
-              store<T, V>(sums.row(r), column, here, finish, channel, result.strides.channel * channel,
-                          result.parts[row % parts].column_step, result.pixels);
+              store<T, V>(
+                  sums.row(r), column, here, finish, base + r * result.strides.channel, step, result.pixels);
             }
           }
         });
@@ -261,6 +279,11 @@ void forward(
   const Activation<const T> source{x, x_strides, input_parts(g), g.in_channels};
   const Activation<T> result{y, y_strides, {output_part(g)}, g.out_channels};
   const auto write_offsets = [&](int32_t* offsets, int64_t pitch) {
+    if (g.taps() == 1) {
+      const auto step = static_cast<int32_t>(pitch);  // one plane, and no shift
+      for (int64_t p = 0; p < count; ++p) offsets[p] = weight.columns[p] * step;
+      return;
+    }
     const auto reading = reading_offsets(g, pitch);
     for (int64_t p = 0; p < count; ++p) offsets[p] = reading[weight.columns[p]];
   };

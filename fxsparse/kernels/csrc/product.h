@@ -25,17 +25,27 @@ constexpr int widest = R == 1 ? 8 : R == 2 ? 8 : R == 4 ? 4 : 2;
 constexpr int widest = R == 1 ? 8 : R == 2 ? 4 : R == 4 ? 2 : 1;
 #endif
 
+// What is done with whole vectors of sums before they are stored: a number for each row that they start from, what is
+// added, with the pitch of y, and bounds.
+template <typename T>
+struct Ending {
+  const T* initial = nullptr;
+  const T* added = nullptr;
+  bool limited = false;
+  T low = 0, high = 0;
+};
+
 // y[r * pitch + n] = sum over p of values[p * R + r] * x[offsets[p] + n], for R rows that share a pattern and for the
 // V vectors of columns n. Each x is loaded once for R products. Where there are few vectors, two entries are summed side
 // by side, since a multiply-add waits for the one before it.
 template <typename T, int R, int V>
 inline void multiply(
-    const T* x, const int32_t* offsets, const T* values, int64_t count, T* y, int64_t pitch) {
+    const T* x, const int32_t* offsets, const T* values, int64_t count, const Ending<T>& ending, T* y, int64_t pitch) {
   constexpr int S = R * V <= 4 ? 2 : 1;
   Vec<T> sums[S][R][V];
   for (int s = 0; s < S; ++s)
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) sums[s][r][v] = Vec<T>(T(0));
+      for (int v = 0; v < V; ++v) sums[s][r][v] = Vec<T>(s == 0 && ending.initial != nullptr ? ending.initial[r] : T(0));
   const auto add = [&](int s, int64_t p) {
     const T* from = x + offsets[p];
 #pragma GCC unroll 8
@@ -50,10 +60,14 @@ inline void multiply(
   for (; p + S <= count; p += S)
     for (int s = 0; s < S; ++s) add(s, p + s);
   for (; p < count; ++p) add(0, p);
+  const Vec<T> low(ending.low), high(ending.high);
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) {
-      if constexpr (S == 2) sums[0][r][v] = sums[0][r][v] + sums[1][r][v];
-      sums[0][r][v].store(y + r * pitch + v * lanes<T>);
+      Vec<T> sum = sums[0][r][v];
+      if constexpr (S == 2) sum = sum + sums[1][r][v];
+      if (ending.added != nullptr) sum = sum + Vec<T>::loadu(ending.added + r * pitch + v * lanes<T>);
+      if (ending.limited) sum = at::vec::minimum(at::vec::maximum(sum, low), high);
+      sum.store(y + r * pitch + v * lanes<T>);
     }
   }
 }
