@@ -40,7 +40,8 @@ def write(path: Path, place: Workplace) -> list[str]:
     make_folder(path.parent)
     seen = overview(place.found())
     pictures = dict(_draw(path, seen))
-    write_atomically(path, page(seen, place, {name: target.name for name, (target, _) in pictures.items()}).encode())
+    drawn = {name: target.name for name, (target, line) in pictures.items() if line.startswith("picture:")}
+    write_atomically(path, page(seen, place, drawn).encode())
     return [*seen.complaints, *(line for _, line in pictures.values()), f"page: {path}"]
 
 
@@ -106,9 +107,9 @@ Tickets Winners*, ML Reproducibility Challenge 2020. The queue has {len(queue)} 
 45,000); SGD, momentum 0.9, weight decay 5e-4; learning rate 0.1, times 0.2 every 30,000 steps; flips and 4-pixel crops;
 rewiring every 100 steps, drop fraction 0.3 along a cosine, until step {default.stop_step:,}; uniform (the report's
 Random, here with a dense first layer) and ERK. RigL 2x has twice the steps, with the learning rate's steps and the end
-of rewiring stretched along. Nesterov momentum and a dropout of {default.dropout:g} inside the blocks are in the report's
-code and not in its text: they are options here (`--no-nesterov`, `--dropout 0`), and which was used stands beside every
-result. So is the end of rewiring (`--stop-step`): the code has 65,918 for 45,000 images, the text 75,000.
+of rewiring stretched along. Nesterov momentum and a dropout of {default.dropout:g} inside the blocks are in the
+report's code and not in its text: they are options here (`--no-nesterov`, `--dropout 0`), and which was used stands
+beside every result. So is the end of rewiring (`--stop-step`): the code has 65,918 for 45,000 images, the text 75,000.
 Pruning goes from step 700 to 65,918 of 87,890, as in the code, and over the same shares of the longer runs.
 
 *Measured* is the mean accuracy on the 10,000 test images at the end of training, and the sample standard deviation over

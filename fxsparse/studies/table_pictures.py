@@ -79,6 +79,7 @@ def _against_density(axes: Any, table: Table, lines: list[Line], scale: float, b
             place = (1 - given_at) * (max(width, 1.5) ** step)
             axes.errorbar([place], [mean], yerr=[spread], color="grey", marker="x", capsize=2, zorder=1)
     if len(set(densities)) > 1:
+        axes.set_xlim(min(densities) / width**0.2, max(densities) * width**0.2)
         axes.set_xscale("log")
     axes.set_xticks(densities, [f"{density:g}" for density in densities])
     axes.minorticks_off()
