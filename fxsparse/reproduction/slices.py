@@ -9,7 +9,9 @@ To go on elsewhere, take `OUT/states` and RESULTS along.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,10 @@ from fxsparse.studies.run_state import DIVERGED, FAILED, FINISHED, RunState, dif
 from fxsparse.training import TrainConfig, checkpoint
 from fxsparse.training.checkpoint import write_atomically
 from fxsparse.training.locks import held
+from fxsparse.training.metrics import read_metrics
 from fxsparse.training.run_folder import RunFolder
+
+TOLD_EVERY = 120.0  # seconds between lines on runs that have no progress bar
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,9 @@ def work(
 
         try:
             planned = [run.planned(place.out) for run in left]
-            return execute(planned, jobs=jobs, limit_minutes=minutes, progress=progress, say=say, closed=closed)
+            bar = progress and jobs == 1
+            with _told_now_and_then(left, place, say, TOLD_EVERY) if not bar else contextlib.nullcontext():
+                return execute(planned, jobs=jobs, limit_minutes=minutes, progress=bar, say=say, closed=closed)
         finally:
             for run in left:
                 _save(run, place)
@@ -110,6 +117,44 @@ def _bring(run: QueuedRun, place: Workplace) -> int:
             folder.checkpoints()[-1].unlink()
             raise ConfigError(f"{path} is the state of a run with {'; '.join(changed)}; remove it to start over")
     return max(head.step, step_of(folder.checkpoints()[-1]))
+
+
+def recorded(folder: RunFolder) -> tuple[int, float | None]:
+    """The last step that is recorded in a run's folder, and the seconds of a step there; None without a record."""
+    timing = folder.path / "timing.jsonl"
+    found = folder.checkpoints()
+    step = step_of(found[-1]) if found else 0
+    records = read_metrics(timing) if timing.exists() else []
+    if not records:
+        return step, None
+    return max(step, records[-1]["step"]), records[-1]["seconds"] / records[-1]["step"]
+
+
+@contextlib.contextmanager
+def _told_now_and_then(
+    queue: Sequence[QueuedRun], place: Workplace, say: Callable[[str], None], seconds: float
+) -> Iterator[None]:
+    """Within the block, a line every so many seconds says how far the runs at work are."""
+    ended = threading.Event()
+
+    def steps() -> dict[str, int]:
+        return {run.name: recorded(place.run_folder(run))[0] for run in queue}
+
+    def tell(before: dict[str, int]) -> None:
+        while not ended.wait(seconds):
+            now = steps()
+            moved = [run for run in queue if now[run.name] != before[run.name]]
+            if moved:
+                say("; ".join(f"{run.name} at step {now[run.name]:,} of {run.steps:,}" for run in moved))
+            before = now
+
+    thread = threading.Thread(target=tell, args=(steps(),), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def check_room(place: Workplace) -> None:

@@ -13,11 +13,9 @@ from fxsparse.core.errors import CheckpointError
 from fxsparse.reproduction.measure import read_jobs, read_seconds
 from fxsparse.reproduction.queue import QueuedRun
 from fxsparse.reproduction.results import Found, result_of
-from fxsparse.reproduction.slices import Workplace
-from fxsparse.reproduction.state_files import read_head, step_of
+from fxsparse.reproduction.slices import Workplace, recorded
+from fxsparse.reproduction.state_files import read_head
 from fxsparse.studies.run_state import DIVERGED, ERROR_FILE, FAILED, FINISHED, NOT_RUN
-from fxsparse.training.metrics import read_metrics
-from fxsparse.training.run_folder import RunFolder
 
 IN_PROGRESS = "in progress"
 
@@ -63,7 +61,7 @@ def _status_of(run: QueuedRun, found: Found, place: Workplace, seconds: Mapping[
     if done is not None:
         return RunStatus(run, DIVERGED, done.stopped_at or 0, usual, done.reason)
     folder = place.run_folder(run)
-    step, own = _progress(folder)
+    step, own = recorded(folder)
     if place.state_file(run).exists():
         try:
             step = max(step, read_head(place.state_file(run)).step)
@@ -73,18 +71,6 @@ def _status_of(run: QueuedRun, found: Found, place: Workplace, seconds: Mapping[
     if noted.exists():
         return RunStatus(run, FAILED, step, own or usual, json.loads(noted.read_text())["message"])
     return RunStatus(run, IN_PROGRESS if step else NOT_RUN, step, own or usual)
-
-
-def _progress(folder: RunFolder) -> tuple[int, float | None]:
-    """The last step that is recorded in a run's folder, and the seconds of a step there."""
-    timing = folder.path / "timing.jsonl"
-    found = folder.checkpoints()
-    step = step_of(found[-1]) if found else 0
-    records = read_metrics(timing) if timing.exists() else []
-    if not records:
-        return step, None
-    last = records[-1]
-    return max(step, last["step"]), last["seconds"] / last["step"]
 
 
 def _seconds_of_methods(
@@ -101,7 +87,7 @@ def _seconds_of_methods(
             seen[row.method] = [row.mean]
     begun: dict[str, list[float]] = {}
     for run in queue:
-        _, own = _progress(place.run_folder(run))
+        _, own = recorded(place.run_folder(run))
         if own is not None and run.name not in found.runs:
             begun.setdefault(run.place.row.label, []).append(own)
     finished: dict[str, list[float]] = {}

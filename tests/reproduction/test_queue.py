@@ -1,11 +1,14 @@
 """The queue's order, and the recipe's numbers in every run."""
 
+import dataclasses
+
 import pytest
 
 from fxsparse.core.errors import ConfigError
 from fxsparse.reproduction.published import all_places
 from fxsparse.reproduction.queue import Recipe, full_queue, scaled_queue, with_options
 from fxsparse.runtime.schedule import UpdateSchedule
+from fxsparse.training.experiment import build
 from fxsparse.training.schedule import learning_rate
 
 
@@ -104,3 +107,29 @@ def test_options_that_change_the_result_are_refused(queue):
     assert with_options(queue[:1], {"device": "cpu", "threads": 3})[0].config.threads == 3
     with pytest.raises(ConfigError, match="lr"):
         with_options(queue[:1], {"lr": 0.5})
+
+
+FIRST_LAYER = 16 * 1 * 3 * 3  # weights, of pictures with one channel
+WEIGHTS = 1_076_912 - 2 * 16 * 9  # of WideResNet-22-2, likewise
+
+
+@pytest.mark.slow
+def test_every_run_can_be_built_and_has_its_density(queue):
+    for run in queue[: len(all_places())]:
+        config = dataclasses.replace(run.config, data="digits", validation=0, verify=False)
+        parts = build(config)
+        row, density = run.place.row, run.place.density
+        goal = parts.sparse.target_counts if parts.sparse.method.starts_dense else parts.sparse.active_counts
+        assert parts.total_steps == run.steps
+        if row.label == "small-dense":
+            assert 0.95 * density < sum(goal.values()) / WEIGHTS < 1.05 * density
+            continue
+        assert sum(mask.numel() for mask in parts.sparse.masks.values()) == WEIGHTS
+        achieved = sum(goal.values()) / WEIGHTS
+        if row.label == "RigL-struct":
+            assert achieved == pytest.approx(density, rel=0.05), run.name  # whole channels, and an undivided classifier
+        elif row.distribution == "uniform" or row.label == "pruning":
+            expected = (density * (WEIGHTS - FIRST_LAYER) + FIRST_LAYER) / WEIGHTS
+            assert achieved == pytest.approx(expected, abs=3e-5), run.name
+        else:
+            assert achieved == pytest.approx(density, abs=3e-5), run.name

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import re
 import signal
 
 import pytest
 
 from fxsparse.core.errors import CheckpointError, ConfigError
+from fxsparse.reproduction import slices
 from fxsparse.reproduction.results import read_result
 from fxsparse.reproduction.slices import work
 from fxsparse.training import checkpoint
@@ -72,11 +74,37 @@ def test_a_result_says_what_was_run(somewhere, tiny):
     assert len(text) < 10_000 and read_result(path).config == run.config
 
 
-def test_the_time_is_up(somewhere, tiny):
+def test_the_time_is_up(somewhere, tiny, steps_made, monkeypatch):
+    class Timer:
+        """Rings after the fifth step."""
+
+        def __init__(self, seconds, ring):
+            assert seconds == 120
+            steps_made.then = lambda count: ring() if count == 5 else None
+
+        def start(self):
+            pass
+
+        def cancel(self):
+            pass
+
+    monkeypatch.setattr("fxsparse.studies.stopping.threading.Timer", Timer)
     place = somewhere()
-    complete, _ = do([tiny(steps=1_000_000)], place, minutes=0.02)
-    assert not complete and [path.suffix for path in place.states.iterdir()] == [".state"]
-    assert list(place.results.iterdir()) == []
+    complete, _ = do([tiny(), tiny("SET")], place, minutes=2)
+    assert not complete and [path.name for path in place.states.iterdir()] == ["tiny-static-seed0.state"]
+    assert list(place.results.iterdir()) == [] and steps_made.count == 5
+
+
+def test_long_work_is_told_now_and_then(somewhere, tiny, steps_made, monkeypatch):
+    monkeypatch.setattr(slices, "TOLD_EVERY", 0.02)
+    lines = []
+    steps_made.then = lambda count: os.kill(os.getpid(), signal.SIGINT) if len(lines) > 3 else None
+    with pytest.raises(KeyboardInterrupt):
+        work([tiny(steps=1_000_000)], somewhere(), say=lines.append)
+    steps = [
+        int(step.replace(",", "")) for line in lines for step in re.findall(r"at step ([\d,]+) of 1,000,000", line)
+    ]
+    assert len(steps) > 1 and steps == sorted(set(steps))
 
 
 def test_a_run_that_diverges_is_recorded_once(somewhere, steps_made, tiny):
