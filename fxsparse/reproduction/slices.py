@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fxsparse.core.errors import ConfigError
+from fxsparse.core.errors import CheckpointError, ConfigError
 from fxsparse.reproduction.queue import QueuedRun
 from fxsparse.reproduction.results import Found, read_results, result_of, write_result
 from fxsparse.reproduction.state_files import MAX_BYTES, SUFFIX, make_folder, pack, step_of, unpack
@@ -102,8 +102,7 @@ def work(
             with _told_now_and_then(left, place, say, TOLD_EVERY) if not bar else contextlib.nullcontext():
                 return execute(planned, jobs=jobs, limit_minutes=minutes, progress=bar, say=say, closed=closed)
         finally:
-            for run in left:
-                _save(run, place)
+            _save(left, place)
 
 
 def _bring(run: QueuedRun, place: Workplace) -> int:
@@ -127,7 +126,11 @@ def recorded(folder: RunFolder) -> tuple[int, float | None]:
     records = read_metrics(timing) if timing.exists() else []
     if not records:
         return step, None
-    return max(step, records[-1]["step"]), records[-1]["seconds"] / records[-1]["step"]
+    first, last = records[0], records[-1]
+    if len(records) == 1:
+        return max(step, last["step"]), last["seconds"] / last["step"]
+    # from the first record on: what lies before it may have been made on another machine
+    return max(step, last["step"]), (last["seconds"] - first["seconds"]) / max(1, last["step"] - first["step"])
 
 
 @contextlib.contextmanager
@@ -183,6 +186,14 @@ def _close(run: QueuedRun, state: RunState, place: Workplace, jobs: int, check: 
         check_room(place)  # a full disk fails every run: stop at the first
 
 
-def _save(run: QueuedRun, place: Workplace) -> None:
-    if not (place.results / f"{run.name}.json").exists():
-        pack(run.name, place.run_folder(run), place.state_file(run))
+def _save(runs: Sequence[QueuedRun], place: Workplace) -> None:
+    """A state file for each run that has begun; one that cannot be written does not keep the others from it."""
+    troubles = []
+    for run in runs:
+        if not (place.results / f"{run.name}.json").exists():
+            try:
+                pack(run.name, place.run_folder(run), place.state_file(run))
+            except CheckpointError as trouble:
+                troubles.append(trouble)
+    if troubles:
+        raise troubles[0]
