@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fxsparse.core.errors import ConfigError
 from fxsparse.reproduction.published import Figure, Place
 from fxsparse.reproduction.queue import SEEDS, QueuedRun, Recipe, full_queue, scaled_queue
 from fxsparse.reproduction.results import FinishedRun, Found
@@ -105,7 +106,10 @@ def overview(found: Found) -> Overview:
     scaled: dict[str, FinishedRun] = {}
     recipes: dict[Recipe, dict[str, FinishedRun]] = {Recipe(): {}}
     for name, run in found.runs.items():
-        (scaled if name.startswith(SCALED_PREFIX) else recipes.setdefault(_recipe_of(run), {}))[name] = run
+        try:
+            (scaled if name.startswith(SCALED_PREFIX) else recipes.setdefault(_recipe_of(run), {}))[name] = run
+        except ConfigError as error:
+            complaints.append(f"{name}.json is in no table ({error}); left out")
     outcomes = []
     for recipe in sorted(recipes, key=lambda each: each.slug):
         queue = full_queue(recipe)

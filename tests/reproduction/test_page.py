@@ -106,6 +106,7 @@ def test_scaled_runs_stand_apart(written, somewhere, put_result):
 def test_what_does_not_belong_is_left_out_with_a_line(written, somewhere, put_result, tiny):
     results = somewhere().results
     put_result(results, tiny(), 0.5)
+    put_result(results, tiny(seed=1, stop_fraction=0.0), 0.5)
     changed = QUEUE["45k-rigl-erk-0.1-seed0"]
     path = put_result(results, changed, 0.924)
     path.write_text(path.read_text().replace('"lr": 0.1', '"lr": 0.3'))
@@ -114,6 +115,7 @@ def test_what_does_not_belong_is_left_out_with_a_line(written, somewhere, put_re
     assert row_of(text, "RigL", "ERK", "0.1")[1] == "not run"
     assert any("notes.json is no result of a run; left out" in line for line in lines)
     assert any("tiny-static-seed0.json is in no table; left out" in line for line in lines)
+    assert any("tiny-static-seed1.json is in no table (stop_step is 0" in line for line in lines)
     assert any("45k-rigl-erk-0.1-seed0.json was made with lr 0.3 instead of 0.1; left out" in line for line in lines)
 
 
