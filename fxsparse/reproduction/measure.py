@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -38,9 +37,9 @@ class StepSeconds:
 
     Attributes:
         method: as `PublishedRow.label`.
-        ordinary: median of the steps in which weights move.
-        update: median of the steps that rewire; None where none was made.
-        mean: of a step of the run, one in `interval` of which rewires.
+        ordinary: the least of a step in which weights move: a busy machine only adds to it.
+        update: the least of a step that rewires; None where none was made.
+        mean: of both, as a run has them: one step in an update interval rewires.
         steps: how many were timed.
     """
 
@@ -59,22 +58,20 @@ def time_steps(method: str, config: TrainConfig, steps: int) -> StepSeconds:
         config: resolved; of the run, whose interval is shortened for the measurement.
     """
     interval = config.update_interval or 1
-    often = max(2, (WARM_UP + steps) // 3)
+    often = max(2, steps // 3)
     parts = build(dataclasses.replace(config, update_interval=often, verify=False))
     ordinary: list[float] = []
     updates: list[float] = []
     batches = _batches(parts)
-    for step in range(WARM_UP + steps):
+    for step in range(steps):
         before = parts.rewirer.update_count
         _wait_for(parts.device)
         began = time.perf_counter()
         parts.train_step(*next(batches), step)
         _wait_for(parts.device)
         took = time.perf_counter() - began
-        if step >= WARM_UP:
-            (updates if parts.rewirer.update_count > before else ordinary).append(took)
-    plain = statistics.median(ordinary)
-    update = statistics.median(updates) if updates else None
+        (updates if parts.rewirer.update_count > before else ordinary).append(took)
+    plain, update = min(ordinary), min(updates, default=None)
     mean = plain if update is None else (plain * (interval - 1) + update) / interval
     return StepSeconds(method, plain, update, mean, steps)
 

@@ -262,7 +262,8 @@ def _cost(measured: dict[str, list[StepSeconds]], place: Workplace) -> list[str]
         ]
         headers = ["method", "s a step", "s of a step that rewires", "mean", "hours of a run of 87,890 steps"]
         table = tabulate(cells, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", *["right"] * 4))
-        parts += [f"Seconds of a full-size training step, one run at a time, on {device}:", table]
+        least = f"the least of {rows[0].steps}, as a busy machine only adds to it"
+        parts += [f"Seconds of a full-size training step, one run at a time, on {device} ({least}):", table]
         missing = {run.place.row.label for run in queue} - set(by_method) - {"RigL 2x"}
         if not missing:
             total = sum(run.steps * by_method[_timed_as(run.place.row.label)].mean for run in queue)
