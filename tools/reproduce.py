@@ -129,10 +129,10 @@ def time_methods(arguments: argparse.Namespace) -> int:
         config = next(run.config for run in queue if run.place.row.label == label)
         with measure.threads_of(config):
             row = measure.time_steps(label, config, arguments.steps)
-        rows.append(row)
+            rows.append(row)
+            path = measure.write_seconds(place.results, device, config, rows)
         update = "" if row.update is None else f", {row.update:.3f} in a step that rewires"
         say_on_stderr(f"{label}: {row.ordinary:.3f} s a step{update}")
-        path = measure.write_seconds(place.results, device, config, rows)
     print(f"written: {path}")
     return 0
 

@@ -35,6 +35,8 @@ WORTH_IT = 1.1  # doubling the runs at a time has to give so many times the step
 class StepSeconds:
     """Seconds of a training step, everything in it: the batch, forward, backward, update.
 
+    On one CPU thread they are processor seconds, to which other work on the machine adds little; else wall-clock ones.
+
     Attributes:
         method: as `PublishedRow.label`.
         ordinary: the least of a step in which weights move: a busy machine only adds to it.
@@ -60,20 +62,26 @@ def time_steps(method: str, config: TrainConfig, steps: int) -> StepSeconds:
     interval = config.update_interval or 1
     often = max(2, steps // 3)
     parts = build(dataclasses.replace(config, update_interval=often, verify=False))
+    now = clock_of(parts.device)
     ordinary: list[float] = []
     updates: list[float] = []
     batches = _batches(parts)
     for step in range(steps):
         before = parts.rewirer.update_count
         _wait_for(parts.device)
-        began = time.perf_counter()
+        began = now()
         parts.train_step(*next(batches), step)
         _wait_for(parts.device)
-        took = time.perf_counter() - began
+        took = now() - began
         (updates if parts.rewirer.update_count > before else ordinary).append(took)
     plain, update = min(ordinary), min(updates, default=None)
     mean = plain if update is None else (plain * (interval - 1) + update) / interval
     return StepSeconds(method, plain, update, mean, steps)
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """The clock that a step is timed by."""
+    return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _batches(parts: Experiment) -> Iterator[tuple[Tensor, Tensor]]:
@@ -218,6 +226,7 @@ def write_seconds(folder: Path, device: str, config: TrainConfig, rows: Sequence
         "batch_size": config.batch_size,
         "model": config.model,
         "interval": config.update_interval,
+        "clock": clock_of(choose_device(config.device)).__name__,
         "rows": [asdict(row) for row in rows],
     }
     path = _file(folder, "seconds", device)
@@ -230,6 +239,11 @@ def read_seconds(folder: Path) -> dict[str, list[StepSeconds]]:
     return {
         content["device"]: [StepSeconds(**row) for row in content["rows"]] for content in _of_kind(folder, SECONDS_KIND)
     }
+
+
+def read_clocks(folder: Path) -> dict[str, str]:
+    """Device -> "process_time" or "perf_counter", the clock of its measurement."""
+    return {content["device"]: content["clock"] for content in _of_kind(folder, SECONDS_KIND)}
 
 
 def write_jobs(folder: Path, device: str, chosen: int, tried: Sequence[Throughput]) -> Path:

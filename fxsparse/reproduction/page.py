@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from fxsparse.reproduction.measure import StepSeconds, read_jobs, read_seconds
+from fxsparse.reproduction.measure import StepSeconds, read_clocks, read_jobs, read_seconds
 from fxsparse.reproduction.published import ROWS, Figure
 from fxsparse.reproduction.queue import SEEDS, STEPS, Recipe, full_queue, scaled_queue
 from fxsparse.reproduction.slices import Workplace
@@ -247,7 +247,7 @@ def _cost(measured: dict[str, list[StepSeconds]], place: Workplace) -> list[str]
     )
     if not measured:
         parts.append("No device has been measured yet: `python tools/reproduce.py time`.")
-    jobs = read_jobs(place.results)
+    jobs, clocks = read_jobs(place.results), read_clocks(place.results)
     for device, rows in measured.items():
         by_method = {row.method: row for row in rows}
         cells = [
@@ -262,8 +262,9 @@ def _cost(measured: dict[str, list[StepSeconds]], place: Workplace) -> list[str]
         ]
         headers = ["method", "s a step", "s of a step that rewires", "mean", "hours of a run of 87,890 steps"]
         table = tabulate(cells, headers, tablefmt="pipe", disable_numparse=True, colalign=("left", *["right"] * 4))
-        least = f"the least of {rows[0].steps}, as a busy machine only adds to it"
-        parts += [f"Seconds of a full-size training step, one run at a time, on {device} ({least}):", table]
+        unit = "Processor seconds" if clocks[device] == "process_time" else "Seconds"
+        least = f"the least of {rows[0].steps}, as other work only adds to it"
+        parts += [f"{unit} of a full-size training step, one run at a time, on {device} ({least}):", table]
         missing = {run.place.row.label for run in queue} - set(by_method) - {"RigL 2x"}
         if not missing:
             total = sum(run.steps * by_method[_timed_as(run.place.row.label)].mean for run in queue)

@@ -1,8 +1,10 @@
 """What is measured: the steps that count, and how many runs at a time are chosen."""
 
 import json
+import time
 
 import pytest
+import torch
 
 from fxsparse.core.errors import ConfigError, FxSparseError
 from fxsparse.reproduction import measure
@@ -17,6 +19,8 @@ class Clock:
     @classmethod
     def perf_counter(cls):
         return cls.now
+
+    process_time = perf_counter
 
 
 @pytest.fixture
@@ -50,6 +54,18 @@ def test_steps_that_rewire_are_told_apart_and_a_busy_machine_does_not_count(tiny
     row = time_steps("RigL", tiny("RigL", update_interval=100, steps=1000).config, 7)
     assert slow_steps == list(range(7))
     assert row == StepSeconds("RigL", 1.0, 11.0, pytest.approx((99 * 1 + 11) / 100), 7)
+
+
+def test_on_one_thread_other_work_does_not_count():
+    cpu, before = torch.device("cpu"), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert measure.clock_of(cpu) is time.process_time
+        torch.set_num_threads(2)
+        assert measure.clock_of(cpu) is time.perf_counter
+    finally:
+        torch.set_num_threads(before)
+    assert measure.clock_of(torch.device("cuda")) is time.perf_counter
 
 
 def test_a_method_that_never_rewires(tiny, slow_steps):
