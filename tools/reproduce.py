@@ -7,6 +7,8 @@
     python tools/reproduce.py run --scaled              small runs that a CPU finishes in half an hour
 
 To go on elsewhere take OUT/states (a file for each run that has begun) and the results along.
+
+exit codes of run: 0 complete, 1 a run failed, 2 wrong use or a full disk, 3 stopped by --minutes, 130 Ctrl-C
 """
 
 from __future__ import annotations
