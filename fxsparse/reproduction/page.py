@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from fxsparse.reproduction.measure import StepSeconds, read_clocks, read_jobs, read_seconds
 from fxsparse.reproduction.published import ROWS, Figure
-from fxsparse.reproduction.queue import SEEDS, STEPS, Recipe, full_queue, scaled_queue
+from fxsparse.reproduction.queue import SEEDS, STEPS, TIMED_AS, QueuedRun, Recipe, full_queue, scaled_queue
 from fxsparse.reproduction.slices import Workplace
 from fxsparse.reproduction.state_files import make_folder
 from fxsparse.reproduction.tables import WITHIN, Accuracy, Outcome, Overview, overview
@@ -265,10 +265,10 @@ def _cost(measured: dict[str, list[StepSeconds]], place: Workplace) -> list[str]
         unit = "Processor seconds" if clocks[device] == "process_time" else "Seconds"
         least = f"the least of {rows[0].steps}, as other work only adds to it"
         parts += [f"{unit} of a full-size training step, one run at a time, on {device} ({least}):", table]
-        missing = {run.place.row.label for run in queue} - set(by_method) - {"RigL 2x"}
+        missing = {run.place.row.label for run in queue} - set(by_method) - set(TIMED_AS)
         if not missing:
-            total = sum(run.steps * by_method[_timed_as(run.place.row.label)].mean for run in queue)
-            one = sum(run.steps * by_method[_timed_as(run.place.row.label)].mean for run in queue[: len(queue) // 3])
+            total = sum(run.steps * by_method[_timed_as(run)].mean for run in queue)
+            one = sum(run.steps * by_method[_timed_as(run)].mean for run in queue[: len(queue) // 3])
             parts.append(
                 f"At that rate all {len(queue)} runs take {total / 86_400:.1f} days, the first seed of every row "
                 f"{one / 86_400:.1f}, and the first four runs (dense, static, SET, RigL with ERK at 0.1) "
@@ -283,8 +283,8 @@ def _cost(measured: dict[str, list[StepSeconds]], place: Workplace) -> list[str]
     return parts
 
 
-def _timed_as(label: str) -> str:
-    return "RigL" if label == "RigL 2x" else label
+def _timed_as(run: QueuedRun) -> str:
+    return TIMED_AS.get(run.place.row.label, run.place.row.label)
 
 
 _how_to = """## Running it

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from fxsparse.core.errors import CheckpointError
 from fxsparse.reproduction.measure import read_jobs, read_seconds
-from fxsparse.reproduction.queue import QueuedRun
+from fxsparse.reproduction.queue import TIMED_AS, QueuedRun
 from fxsparse.reproduction.results import Found, result_of
 from fxsparse.reproduction.slices import Workplace, recorded
 from fxsparse.reproduction.state_files import read_head
@@ -54,7 +54,8 @@ def read_status(queue: Sequence[QueuedRun], place: Workplace, device: str, scale
 
 def _status_of(run: QueuedRun, found: Found, place: Workplace, seconds: Mapping[str, float], device: str) -> RunStatus:
     done = result_of(run, found)
-    usual = seconds.get(run.place.row.label)
+    label = run.place.row.label
+    usual = seconds.get(label, seconds.get(TIMED_AS.get(label, label)))
     if done is not None and done.result is not None:
         seconds_here = done.result.seconds / done.result.steps
         return RunStatus(run, FINISHED, run.steps, seconds_here, f"{done.accuracy:.2f}% on {done.result.device}")

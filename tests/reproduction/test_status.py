@@ -60,6 +60,12 @@ def test_what_was_measured_alone_gives_way_to_runs(place, queue):
     assert read_status(queue, place, CPU)[4].seconds == 0.5
 
 
+def test_a_run_twice_as_long_has_the_same_steps(place, tiny):
+    measure.write_seconds(place.results, CPU, tiny().config, [StepSeconds("RigL", 0.5, None, 0.5, 20)])
+    status = read_status([tiny("RigL 2x", seed=5, steps=1000)], place, CPU)[0]
+    assert (status.seconds, status.seconds_left) == (0.5, 1000.0)
+
+
 def test_a_damaged_state_file_is_a_failure(place, queue):
     place.states.mkdir()
     place.state_file(queue[3]).write_bytes(b"nothing")
