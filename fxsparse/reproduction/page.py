@@ -302,5 +302,6 @@ uniform ones, density 0.2, the other methods, the 50,000 images, and then all of
 At the end of a slice, and on Ctrl-C, every run that has begun is saved to one file of at most 16 MB in
 `runs/reproduction/states`. With those files and `results/` the queue goes on elsewhere; on a CPU a run that was stopped
 ends with the same bits as one that was not. `--jobs auto` (the default) measures once how many runs at a time an
-accelerator makes the most steps a second with; on a CPU it is 1. A run that diverges is recorded with its reason and
-not tried again; to try it again, remove its file in `results/` and its folder in `runs/reproduction`."""
+accelerator makes the most steps a second with; on a CPU it is 1. Several machines at once each take their own part of
+the queue, with `--only`. A run that diverges is recorded with its reason and not tried again; to try it again, remove
+its file in `results/` and its folder in `runs/reproduction`."""

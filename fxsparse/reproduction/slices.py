@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fxsparse.core.errors import CheckpointError, ConfigError
+from fxsparse.reproduction.measure import KINDS
 from fxsparse.reproduction.queue import QueuedRun
 from fxsparse.reproduction.results import Found, read_results, result_of, write_result
 from fxsparse.reproduction.state_files import MAX_BYTES, SUFFIX, make_folder, pack, step_of, unpack
@@ -51,8 +52,6 @@ class Workplace:
 
     def found(self) -> Found:
         """The results that are there, with a line for each file among them that is none."""
-        from fxsparse.reproduction.measure import KINDS
-
         return read_results(self.results, KINDS)
 
 
