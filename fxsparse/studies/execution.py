@@ -47,6 +47,7 @@ def execute(
     limit_minutes: float | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
+    closed: Callable[[PlannedRun, RunState], None] = lambda run, state: None,
 ) -> bool:
     """Do what is left of a plan; True unless the time limit stopped it.
 
@@ -55,13 +56,14 @@ def execute(
         limit_minutes: stop after so long, with the running runs saved.
         progress: a bar for the run in progress, on stderr, where there is one at a time.
         say: takes the line that each run gets.
+        closed: told of each run that ended here, well or not, before the next one starts.
 
     Raises:
         ConfigError: before anything is trained: a run in the folder was made with other options.
         DataError: a data set is missing or damaged.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when everything is saved.
     """
-    ledger = _Ledger(runs, read_states(runs), say)
+    ledger = _Ledger(runs, read_states(runs), say, closed)
     with stopped_after(limit_minutes) as limit:
         try:
             if jobs == 1:
@@ -88,8 +90,14 @@ class _Job:
 class _Ledger:
     """Which runs are done, which can start, and the line that each gets."""
 
-    def __init__(self, runs: Sequence[PlannedRun], states: States, say: Callable[[str], None]):
-        self.runs, self.states, self.say = runs, states, say
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        states: States,
+        say: Callable[[str], None],
+        closed: Callable[[PlannedRun, RunState], None],
+    ):
+        self.runs, self.states, self.say, self.closed = runs, states, say, closed
         self.open = [run for run in runs if states[run.folder].word not in (FINISHED, DIVERGED)]
         self.tried: set[Path] = set()  # in this call
         self.trained_here = 0
@@ -123,6 +131,7 @@ class _Ledger:
             outcome = f"{state.word}: {state.error}"
         settled = {folder for folder, each in self.states.items() if each.word in (FINISHED, DIVERGED)}
         self.say(f"[{len(settled | self.tried)}/{len(self.runs)}] {run.name}: {outcome}")
+        self.closed(run, state)
 
     def _is_lost(self, folder: Path) -> bool:
         word = self.states[folder].word

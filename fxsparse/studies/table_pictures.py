@@ -5,7 +5,9 @@ matplotlib is optional: without it `draw` returns False and nothing else happens
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fxsparse.studies.table import Line, Table
@@ -17,8 +19,15 @@ _COLOURS = [f"C{index}" for index in range(10)] + "black gold navy lime teal mag
 WIDE_RATIO = 3  # from this ratio of the largest to the smallest on, an axis is logarithmic
 
 
-def draw(table: Table, path: str | Path, title: str = "") -> bool:
-    """Draw what is finished of the table into the picture `path`; False if matplotlib is not installed."""
+Figures = Mapping[tuple[str, str | None], Mapping[float, tuple[float, float]]]
+"""Label and distribution -> sparsity -> mean and spread, as they stand on the axis: to be set beside the lines."""
+
+
+def draw(table: Table, path: str | Path, title: str = "", beside: Figures = MappingProxyType({})) -> bool:
+    """Draw what is finished of the table into the picture `path`; False if matplotlib is not installed.
+
+    `beside` are scores from elsewhere, published ones say, as grey crosses against the density.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -30,7 +39,7 @@ def draw(table: Table, path: str | Path, title: str = "") -> bool:
     FigureCanvasAgg(figure)  # draws without a display
     left, right = figure.subplots(1, 2, sharey=True)
     scale = 100 if table.metric == "accuracy" else 1
-    _against_density(left, table, lines, scale)
+    _against_density(left, table, lines, scale, beside)
     _against_flops(right, table, lines, scale)
     left.set_ylabel(f"test {table.metric}{', %' if scale == 100 else ''}")
     if lines:
@@ -41,15 +50,15 @@ def draw(table: Table, path: str | Path, title: str = "") -> bool:
     return True
 
 
-def draw_or_explain(table: Table, path: str | Path, title: str = "") -> str:
+def draw_or_explain(table: Table, path: str | Path, title: str = "", beside: Figures = MappingProxyType({})) -> str:
     """`draw`, and a line that says where the picture is or why there is none."""
     try:
-        return f"picture: {path}" if draw(table, path, title) else "no picture: pip install matplotlib"
+        return f"picture: {path}" if draw(table, path, title, beside) else "no picture: pip install matplotlib"
     except OSError as error:
         return f"no picture: could not write {path}: {error.strerror or error}"
 
 
-def _against_density(axes: Any, table: Table, lines: list[Line], scale: float) -> None:
+def _against_density(axes: Any, table: Table, lines: list[Line], scale: float, beside: Figures) -> None:
     sparse = [line for line in lines if _has_density(line)]
     densities = [1 - sparsity for sparsity in table.columns]
     width = max(densities) / min(densities)
@@ -60,11 +69,17 @@ def _against_density(axes: Any, table: Table, lines: list[Line], scale: float) -
             mean, spread = cells[0][1].mean * scale, (cells[0][1].spread or 0.0) * scale
             axes.axhspan(mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
             axes.axhline(mean, label=table.name(line), color=style["color"], linestyle="--")
+            for given, _ in beside.get((line.label, line.distribution), {}).values():
+                axes.axhline(given, color="grey", linestyle=":")
             continue
         step = (sparse.index(line) - (len(sparse) - 1) / 2) * SIDESTEP
         places = [(1 - sparsity) * (max(width, 1.5) ** step) for sparsity, _ in cells]
         _plot(axes, places, cells, scale, label=table.name(line), **_style(table, line))
+        for given_at, (mean, spread) in beside.get((line.label, line.distribution), {}).items():
+            place = (1 - given_at) * (max(width, 1.5) ** step)
+            axes.errorbar([place], [mean], yerr=[spread], color="grey", marker="x", capsize=2, zorder=1)
     if len(set(densities)) > 1:
+        axes.set_xlim(min(densities) / width**0.2, max(densities) * width**0.2)
         axes.set_xscale("log")
     axes.set_xticks(densities, [f"{density:g}" for density in densities])
     axes.minorticks_off()

@@ -31,6 +31,7 @@ class Classification(Task):
             config.data,
             config.data_root,
             validation=config.validation,
+            train_images=config.train_images,
             image_size=config.image_size,
             split_seed=config.split_seed,
         )

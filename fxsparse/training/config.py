@@ -77,7 +77,7 @@ def canonical_model(name: str) -> str:
 
 
 # What has no meaning for the other kind of data, and is refused there.
-IMAGE_OPTIONS = ("image_size", "validation", "split_seed", "flip", "crop")
+IMAGE_OPTIONS = ("image_size", "train_images", "validation", "split_seed", "flip", "crop")
 TEXT_OPTIONS = ("sequence_length", "split")
 
 
@@ -98,6 +98,9 @@ class TrainConfig:
     data: str = option("digits", "data set: digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH, text:PATH")
     data_root: str = option("data", "folder that holds the data sets", changeable=True)
     image_size: int | None = option(None, "side of the images in pixels, of an imagefolder", within="[1, inf)")
+    train_images: int | None = option(
+        None, "training images to use, drawn class by class; by default all that are not held out", within="[1, inf)"
+    )
     validation: int = option(0, "training images held out (the report: 5000)", within="[0, inf)")
     split_seed: int = option(0, "seed that draws them", within="[0, inf)")
     sequence_length: int | None = option(None, "characters of a text in a sequence", within="[1, inf)")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxsparse
 import fxsparse.models as models
@@ -20,6 +20,7 @@ from fxsparse.training.classification import Classification
 from fxsparse.training.config import TrainConfig
 from fxsparse.training.earlier_run import Inheritance, inherit, inherit_again, load_weights
 from fxsparse.training.next_character import NextCharacter
+from fxsparse.training.objective import Outcome
 from fxsparse.training.schedule import learning_rate
 from fxsparse.training.small_dense import matching_width
 from fxsparse.training.task import Task, TrainingBatches
@@ -106,6 +107,20 @@ class Experiment:
             gamma=config.gamma,
             warmup_steps=round(config.warmup_steps * config.extend),
         )
+
+    def train_step(self, inputs: Tensor, targets: Tensor, step: int) -> Outcome:
+        """Optimizer step `step`, counted from 0, on one batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate_at(step)
+        outcome = self.task.outcome(self.network, inputs, targets)
+        self.scaler.scale(outcome.loss).backward()
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.sparse.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return outcome
 
 
 def build(config: TrainConfig, saved: Mapping[str, Any] | None = None) -> Experiment:

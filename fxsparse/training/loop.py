@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from fxsparse.core.errors import CheckpointError, FxSparseError
@@ -164,22 +164,9 @@ class _Loop:
                 yield batch
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> None:
-        parts = self.parts
-        for group in parts.optimizer.param_groups:
-            group["lr"] = parts.rate_at(self.step)
-        outcome = parts.task.outcome(parts.network, inputs, targets)
-        parts.scaler.scale(outcome.loss).backward()
-        self._clip_gradients()
-        parts.scaler.step(parts.optimizer)
-        parts.scaler.update()
-        parts.optimizer.zero_grad()
+        outcome = self.parts.train_step(inputs, targets, self.step)
         self.step += 1
         self._observe(outcome)
-
-    def _clip_gradients(self) -> None:
-        if self.config.clip_norm is not None:
-            self.parts.scaler.unscale_(self.parts.optimizer)
-            nn.utils.clip_grad_norm_(self.parts.sparse.parameters(), self.config.clip_norm)
 
     def _observe(self, outcome: Outcome) -> None:
         """Add a step to the running means; nothing here waits for the device."""

@@ -78,6 +78,7 @@ def test_every_data_set_has_everything_filled_in():
     may_be_none = {
         "flops",
         "image_size",
+        "train_images",
         "include",
         "threads",
         "workers",

@@ -48,14 +48,15 @@ def load(
     root: Path | str = "data",
     *,
     validation: int = 0,
+    train_images: int | None = None,
     image_size: int | None = None,
     split_seed: int = 0,
 ) -> Splits:
     """The data set `name`, from `root` or by download to it.
 
     `validation` images of the training part are set apart, class by class in proportion, by a permutation
-    seeded with `split_seed`. `image_size` (pixels a side) resizes the images; by default they stay as they
-    are, and a folder's become 224.
+    seeded with `split_seed`; of what is left only `train_images` are kept, drawn likewise. `image_size`
+    (pixels a side) resizes the images; by default they stay as they are, and a folder's become 224.
 
     Raises ConfigError for an unknown name or an impossible number, DataError for data that is missing,
     damaged or not what it should be.
@@ -69,6 +70,11 @@ def load(
             raise ConfigError(f"validation is {validation}; it must be 0 to {len(train) - 1} of the training images")
         kept, held = stratified_split(train.labels, validation, split_seed)
         train, held_out = train.subset(kept), train.subset(held)
+    if train_images is not None:
+        if not 0 < train_images <= len(train):
+            raise ConfigError(f"train_images is {train_images}; it must be 1 to {len(train)}, the images to train on")
+        _, used = stratified_split(train.labels, train_images, split_seed)
+        train = train.subset(used)
     mean, std = sampled_statistics(train) if isinstance(train, FolderSet) else channel_statistics(train.pixels)
     return Splits(name, train, test, held_out, num_classes, train.channels, train.image_size, mean, std)
 

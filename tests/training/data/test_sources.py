@@ -53,6 +53,23 @@ def test_digits_are_scikit_learns():
     assert splits.mean[0] == pytest.approx(splits.train.pixels.double().mean() / 255)
 
 
+def test_a_part_of_the_training_images_class_by_class():
+    whole, held = load("digits"), load("digits", validation=100, split_seed=3)
+    part = load("digits", validation=100, train_images=500, split_seed=3)
+    assert len(part.train) == 500 and torch.equal(part.validation.pixels, held.validation.pixels)
+    assert torch.equal(part.test.pixels, whole.test.pixels)
+    share = part.train.labels.bincount() / held.train.labels.bincount()
+    assert ((share - 500 / 1337).abs() < 0.01).all()
+    among = {bytes(image.numpy()) for image in held.train.pixels}
+    assert all(bytes(image.numpy()) in among for image in part.train.pixels)
+    assert part.mean[0] == pytest.approx(part.train.pixels.double().mean() / 255)
+    assert not torch.equal(part.train.pixels, load("digits", train_images=500, split_seed=4).train.pixels)
+    assert len(load("digits", train_images=1437).train) == 1437
+    for wrong in (0, 1438):
+        with pytest.raises(ConfigError, match=f"train_images is {wrong}; it must be 1 to 1437"):
+            load("digits", train_images=wrong)
+
+
 def test_digits_are_split_in_proportion_and_always_alike():
     one, other = load("digits", split_seed=0), load("digits", split_seed=1)
     assert torch.equal(one.test.pixels, other.test.pixels)
