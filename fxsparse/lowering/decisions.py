@@ -119,7 +119,8 @@ def decide_whole(
     if layers != "auto":
         return [], []
     model = cost_model or CostModel()
-    decisions, chosen = [], []
+    decisions: list[Decision] = []
+    chosen: list[SparseCall] = []
     for name, calls in find_whole(captured).items():
         dtype = attribute(captured.model, name).dtype
         estimates = [model.estimate(call, 1.0, 1, dtype, False) for call in calls]

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -247,7 +247,8 @@ class Rewirer:
             self.method.start_run(self._sites, self.seed)
         always = self.method.dense_gradient is Need.ALWAYS
         if always:
-            self.method.observe(self._sites, self._gradients(self._sites), self.step_count)
+            gradients = cast(list[Tensor | None], self._gradients(self._sites))  # such a method's weights are not lowered
+            self.method.observe(self._sites, gradients, self.step_count)
         self._rewired_now = self.is_update_step()
         if self._rewired_now and not self._weights_first:
             self._rewire(self._gradients(self._sites))

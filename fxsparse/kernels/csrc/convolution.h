@@ -265,6 +265,12 @@ inline std::vector<int32_t> reading_offsets(const Geometry& g, int64_t pitch) {
   return offsets;
 }
 
+inline void gather_offsets(
+    const std::vector<int32_t>& reading, const int32_t* __restrict columns, int64_t count, int32_t* __restrict offsets) {
+  const int32_t* __restrict table = reading.data();
+  for (int64_t p = 0; p < count; ++p) offsets[p] = table[columns[p]];
+}
+
 inline std::vector<Part> input_parts(const Geometry& g) {
   std::vector<Part> parts;
   for (int64_t plane : g.planes) parts.push_back(plane_part(g, plane));
@@ -284,8 +290,7 @@ void forward(
       for (int64_t p = 0; p < count; ++p) offsets[p] = weight.columns[p] * step;
       return;
     }
-    const auto reading = reading_offsets(g, pitch);
-    for (int64_t p = 0; p < count; ++p) offsets[p] = reading[weight.columns[p]];
+    gather_offsets(reading_offsets(g, pitch), weight.columns, count, offsets);
   };
   product<T, R>(g, source, result, finish, weight.starts, count, write_offsets, values, g.first(), g.last(), g.groups);
 }
@@ -367,7 +372,7 @@ void weight_gradient(
   check_offsets(input.rows(), pitch);
   const auto reading = reading_offsets(g, pitch);
   const auto offsets = std::make_unique_for_overwrite<int32_t[]>(count);
-  for (int64_t p = 0; p < count; ++p) offsets[p] = reading[weight.columns[p]];
+  gather_offsets(reading, weight.columns, count, offsets.get());
   // Each thread sums over columns of its own; the sums are added in a fixed order.
   const int64_t shares = std::min(threads, panels);
   std::vector<std::vector<T>> sums(shares);
