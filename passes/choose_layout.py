@@ -50,39 +50,49 @@ _ACTIVATIONS = (
 )
 
 
-def choose_layout(root: nn.Module, graph: fx.Graph) -> int:
-    """Rewrites a lowered graph in place.
+def find_outermost(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
+    """The activations of a lowered graph that have, or can have, their channels outermost.
 
     Args:
         root: what the graph's submodules refer to.
         graph: annotated with shapes.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target in _SPARSE:
+            spec = record_of(node).spec
+            keeps = isinstance(spec, TensorSpec) and len(spec.shape) == 4
+        elif any(source in found for source in node.all_input_nodes):
+            keeps = _is(root, node, _ELEMENTWISE, _ACTIVATIONS) and _same_shape(node)
+            by_channel = is_batch_norm(root, node) or _is_max_pool(root, node) or _is(root, node, _PLANEWISE, _POOLS)
+            keeps = keeps or (by_channel and operand(node, 0, "input") in found)
+        else:
+            keeps = False
+        if keeps:
+            found.add(node)
+    return found
+
+
+def choose_layout(root: nn.Module, graph: fx.Graph) -> int:
+    """Rewrites a lowered graph, which is annotated with shapes, in place.
 
     Returns:
         Number of operations that run on views now.
     """
-    outermost: set[fx.Node] = set()
+    outermost = find_outermost(root, graph)
     changed = 0
     for node in list(graph.nodes):
-        if node.target in _SPARSE:
-            spec = record_of(node).spec
-            if isinstance(spec, TensorSpec) and len(spec.shape) == 4:
-                outermost.add(node)
+        if node not in outermost or operand(node, 0, "input") not in outermost:
             continue
-        if not any(source in outermost for source in node.all_input_nodes):
-            continue
-        if _is(root, node, _ELEMENTWISE, _ACTIVATIONS) and _same_shape(node):
-            outermost.add(node)
-        elif operand(node, 0, "input") not in outermost:
-            continue
-        elif _is_batch_norm(root, node):
+        if is_batch_norm(root, node):
             outermost.add(_on_view(node, channels_as_rows, rows_as_channels, operand(node, 0, "input")))
-            changed += 1
         elif _is_max_pool(root, node):
             outermost.add(_on_view(node, pixels_outermost, channels_contiguous))
-            changed += 1
         elif _is(root, node, _PLANEWISE, _POOLS):
             outermost.add(_on_view(node, channels_outermost, channels_outermost))
-            changed += 1
+        else:
+            continue
+        changed += 1
     return changed
 
 
@@ -98,7 +108,8 @@ def _known(names: frozenset[str]) -> set[Callable]:
     return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
 
 
-def _is_batch_norm(root: nn.Module, node: fx.Node) -> bool:
+def is_batch_norm(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node normalises images over a batch; a module with hooks is left alone."""
     if node.op == "call_module":
         module = attribute(root, str(node.target))
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)

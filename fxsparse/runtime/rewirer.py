@@ -247,7 +247,9 @@ class Rewirer:
             self.method.start_run(self._sites, self.seed)
         always = self.method.dense_gradient is Need.ALWAYS
         if always:
-            gradients = cast(list[Tensor | None], self._gradients(self._sites))  # such a method's weights are not lowered
+            gradients = cast(
+                list[Tensor | None], self._gradients(self._sites)
+            )  # such a method's weights are not lowered
             self.method.observe(self._sites, gradients, self.step_count)
         self._rewired_now = self.is_update_step()
         if self._rewired_now and not self._weights_first:

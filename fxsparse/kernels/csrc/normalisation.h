@@ -5,31 +5,40 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 
 #include "product.h"
 
 namespace fxsparse {
 
-// The sum over n of f(n), a vector at a time; the rest of fewer than a vector's lanes is masked by `count`.
-template <typename T, typename F>
-inline double sum_of(int64_t length, const F& f) {
+// The sums over n of the K numbers that f(n, count) gives for `count` positions from n on, vectors each.
+template <typename T, int K, typename F>
+inline std::array<double, K> sums_of(int64_t length, const F& f) {
   constexpr int64_t chunk = 256;  // vectors that are summed in single precision
-  double total = 0;
+  std::array<double, K> total{};
   for (int64_t start = 0; start < length; start += chunk * lanes<T>) {
-    Vec<T> sums[2] = {Vec<T>(T(0)), Vec<T>(T(0))};
+    Vec<T> sums[2][K];
+    for (int i = 0; i < 2 * K; ++i) sums[i / K][i % K] = Vec<T>(T(0));
     const int64_t end = std::min(length, start + chunk * lanes<T>);
     int64_t n = start;
     for (; n + 2 * lanes<T> <= end; n += 2 * lanes<T>) {
-      sums[0] = sums[0] + f(n, lanes<T>);
-      sums[1] = sums[1] + f(n + lanes<T>, lanes<T>);
+      const auto even = f(n, lanes<T>), odd = f(n + lanes<T>, lanes<T>);
+      for (int k = 0; k < K; ++k) {
+        sums[0][k] = sums[0][k] + even[k];
+        sums[1][k] = sums[1][k] + odd[k];
+      }
     }
     for (; n < end; n += lanes<T>) {
       const int64_t count = std::min(lanes<T>, end - n);
-      sums[0] = sums[0] + Vec<T>::set(Vec<T>(T(0)), f(n, count), count);
+      const auto rest = f(n, count);
+      for (int k = 0; k < K; ++k) sums[0][k] = sums[0][k] + Vec<T>::set(Vec<T>(T(0)), rest[k], count);
     }
     alignas(64) T parts[lanes<T>];
-    (sums[0] + sums[1]).store(parts);
-    for (T part : parts) total += part;
+    for (int k = 0; k < K; ++k) {
+      (sums[0][k] + sums[1][k]).store(parts);
+      for (T part : parts) total[k] += part;
+    }
   }
   return total;
 }
@@ -51,12 +60,13 @@ struct NormForward {
   void channel(int64_t c) const {
     const T* in = x + c * length;
     const auto load = [&](const T* from, int64_t n, int64_t count) { return Vec<T>::loadu(from + n, count); };
-    const double average = sum_of<T>(length, [&](int64_t n, int64_t k) { return load(in, n, k); }) / length;
+    using One = std::array<Vec<T>, 1>;
+    const double average = sums_of<T, 1>(length, [&](int64_t n, int64_t k) { return One{load(in, n, k)}; })[0] / length;
     const Vec<T> center(static_cast<T>(average));
-    const double spread = sum_of<T>(length, [&](int64_t n, int64_t k) {
+    const double spread = sums_of<T, 1>(length, [&](int64_t n, int64_t k) {
       const Vec<T> distance = load(in, n, k) - center;
-      return distance * distance;
-    });
+      return One{distance * distance};
+    })[0];
     mean[c] = static_cast<T>(average);
     rstd[c] = static_cast<T>(1 / std::sqrt(spread / length + eps));
     const Vec<T> scale(rstd[c] * (weight == nullptr ? T(1) : weight[c])), shift(bias == nullptr ? T(0) : bias[c]);
@@ -91,9 +101,9 @@ struct NormBackward {
       const Vec<T> g = Vec<T>::loadu(up + n, k);
       return relu ? Vec<T>::blendv(g, zero, Vec<T>::loadu(out + n, k) <= zero) : g;
     };
-    const double sum = sum_of<T>(length, gradient);
-    const double product = sum_of<T>(length, [&](int64_t n, int64_t k) {
-      return gradient(n, k) * (Vec<T>::loadu(in + n, k) - center);
+    const auto [sum, product] = sums_of<T, 2>(length, [&](int64_t n, int64_t k) {
+      const Vec<T> g = gradient(n, k);
+      return std::array<Vec<T>, 2>{g, g * (Vec<T>::loadu(in + n, k) - center)};
     });
     dweight[c] = static_cast<T>(product * rstd[c]);
     dbias[c] = static_cast<T>(sum);
