@@ -22,7 +22,15 @@ from .core.masking import bernoulli_mask, floor_count, random_mask, seeded_gener
 from .core.records import Captured, Uncovered, WeightSite, specs_of
 from .flops import FlopReport, count_module, planned_cost
 from .kernels import update_steps
-from .lowering import LoweredStorage, captured_by, check_lowered, check_trains_lowered, decide, lower_for_inference
+from .lowering import (
+    LoweredStorage,
+    captured_by,
+    check_follows,
+    check_lowered,
+    check_trains_lowered,
+    decide,
+    lower_for_inference,
+)
 from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
 from .passes.lower_weights import RUN
@@ -301,6 +309,9 @@ class SparseModule(CapturedModule):
                 raise RuntimeStateError("compact=True is for channels; sparsify with granularity='channel'")
             labelled = label_channels(captured_for_channels(self))
             compaction = Compaction(self, optimizer, labelled, self.channels.sites)
+        if self.lowered:
+            check_trains_lowered(self.method, semantics, self.channels)
+            check_follows(optimizer, self.method)
         schedule = self.schedule(total_steps)
         self._rewirer = Rewirer(self, optimizer, self.method, schedule, self.seed, targets, semantics, compaction)
         return self._rewirer
@@ -341,7 +352,7 @@ class SparseModule(CapturedModule):
         if train:
             self._lower_for_training(example, layers)
             return self
-        own = copy.deepcopy(self)
+        own = copy.deepcopy(self).raise_()
         own._lower(example, layers, False, None)
         assert own._storage is not None
         lowered = lower_for_inference(captured_by(own, own.example), own._storage.decisions)
@@ -361,7 +372,10 @@ class SparseModule(CapturedModule):
         return self
 
     def _lower_for_training(self, example: tuple, layers: str | Sequence[str]) -> None:
-        check_trains_lowered(self.method, self.semantics, self._rewirer, self.channels)
+        semantics = self.semantics if self._rewirer is None else self._rewirer.semantics
+        check_trains_lowered(self.method, semantics, self.channels)
+        if self._rewirer is not None:
+            check_follows(self._rewirer.optimizer, self.method, bool(self._rewirer.update_count))
         self.raise_()
         self._lower(example, layers, True, self._optimizer)
         if self._rewirer is not None:
@@ -370,8 +384,6 @@ class SparseModule(CapturedModule):
     def _lower(
         self, example: tuple, layers: str | Sequence[str], train: bool, optimizer: torch.optim.Optimizer | None
     ) -> None:
-        if self._storage is not None:
-            return
         blocks = {site.name: 1 for site in self.sites}
         captured = captured_by(self, example)
         decisions, calls = decide(captured, self.sites, self.active_counts, blocks, layers, train)
@@ -379,6 +391,7 @@ class SparseModule(CapturedModule):
         planned = {name: Storage(shapes[name], blocks[name], tuple(found)) for name, found in calls.items()}
         storage = LoweredStorage(decisions, planned, self.graphs)
         graphs = storage.lowered_graphs(captured, train)
+        storage.check(self, optimizer)
         storage.store(self, optimizer)
         self._storage = storage
         self.set_graphs(graphs)
@@ -468,7 +481,7 @@ class SparseModule(CapturedModule):
         return super().__getstate__() | {"_rewirer": None, GATE: False, RUN: update_steps.new_run()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseModule":
-        with self._at_full_size():
+        with self._at_compact_or_full_size():
             own = super().__deepcopy__(memo)
         assert isinstance(own, SparseModule)
         return own

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..core.graphs import pack_graph, unpack_graph
 from ..core.records import Captured
 from ..passes.choose_layout import choose_layout
 from ..passes.lower_weights import lower_weights, pattern_names
-from ..runtime.lowered_site import Storage, pattern_of, restore_dense, store_values
+from ..runtime.lowered_site import ADVICE, Storage, pattern_of, restore_dense, store_values
+from ..runtime.resizing import check_resizable
 from .decisions import Decision
 
 
@@ -43,6 +45,11 @@ class LoweredStorage:
                 choose_layout(captured.model, made[mode])
         return {"eval": made["eval"], "train": made.get("train", made["eval"])}
 
+    def check(self, module: Any, optimizer: torch.optim.Optimizer | None) -> None:
+        """`RuntimeStateError` where the optimizer keeps a state that `store` could not take along."""
+        for name in self._planned:
+            check_resizable(module.get_parameter(name), name, optimizer, ADVICE)
+
     @torch.no_grad()
     def store(self, module: Any, optimizer: torch.optim.Optimizer | None) -> None:
         """Dense parameters and masks to active values and patterns."""
@@ -64,11 +71,16 @@ class LoweredStorage:
 
     @contextmanager
     def at_full_size(self, module: Any, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
-        """The module as it would be without lowering, for a while."""
+        """The module as it would be without lowering, for a while; gradients of active weights stay."""
         if not self.weights:
             yield
             return
         lowered = module._graphs
+        gradients = {}
+        for name, storage in self.weights.items():
+            gradient = module.get_parameter(name).grad
+            if gradient is not None:
+                gradients[name] = (gradient, pattern_of(module, name, storage))
         self.restore(module, optimizer)
         module._graphs = dict(self.masked_graphs)
         try:
@@ -76,6 +88,22 @@ class LoweredStorage:
         finally:
             module._graphs = lowered
             self.store(module, optimizer)
+            for name, (gradient, before) in gradients.items():
+                now = pattern_of(module, name, self.weights[name])
+                same = all(map(torch.equal, now.tensors, before.tensors))
+                module.get_parameter(name).grad = gradient if same else now.gather(before.scatter(gradient))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: graphs as plain data."""
+        masked = self.masked_graphs
+        shared = masked["train"] is masked["eval"]
+        packed = {mode: pack_graph(graph) for mode, graph in masked.items() if mode == "eval" or not shared}
+        return self.__dict__ | {"masked_graphs": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        graphs = {mode: unpack_graph(rows) for mode, rows in state["masked_graphs"].items()}
+        self.masked_graphs = {"train": graphs.get("train", graphs["eval"]), "eval": graphs["eval"]}
 
     def masks(self, module: Any) -> dict[str, Tensor]:
         """The masks of lowered weights, made now."""

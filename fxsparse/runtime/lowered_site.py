@@ -16,7 +16,7 @@ from ..passes.lower_weights import RUN, pattern_names
 from .masked_site import MaskedModule, MaskedSite
 from .resizing import resize_parameter
 
-_ADVICE = "train without lower(train=True)"
+ADVICE = "train without lower(train=True)"
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def store_values(
 ) -> None:
     """From a dense parameter to its active values, the optimizer's state of its shape along with it."""
     pattern = SparsePattern.of(mask, storage.groups, storage.block)
-    resize_parameter(module.get_parameter(name), name, optimizer, pattern.gather, _ADVICE)
+    resize_parameter(module.get_parameter(name), name, optimizer, pattern.gather, ADVICE)
     set_pattern(module, name, pattern)
 
 
 def restore_dense(module: Any, name: str, storage: Storage, optimizer: torch.optim.Optimizer | None) -> Tensor:
     """The way back; returns the mask."""
     pattern = pattern_of(module, name, storage)
-    resize_parameter(module.get_parameter(name), name, optimizer, pattern.scatter, _ADVICE)
+    resize_parameter(module.get_parameter(name), name, optimizer, pattern.scatter, ADVICE)
     drop_pattern(module, name)
     return pattern.mask()
 
@@ -82,6 +82,8 @@ class LoweredSite(MaskedSite):
     def __init__(self, module: MaskedModule, site: WeightSite, target: int, storage: Storage) -> None:
         super().__init__(module, site, target)
         self.storage = storage
+        self._window = update_steps.Window(lambda: self.values.grad)
+        update_steps.watch(getattr(module, RUN), [call.key for call in storage.calls], self._window)
 
     @property
     def values(self) -> nn.Parameter:
@@ -112,28 +114,27 @@ class LoweredSite(MaskedSite):
 
     def has_dense_gradient(self) -> bool:
         """Whether calls were remembered from which `take_dense_gradient` can compute."""
-        run = getattr(self.module, RUN)
-        return any(update_steps.is_remembered(run, call.key) for call in self.storage.calls)
+        return len(self._window) > 0
 
     @torch.no_grad()
     def take_dense_gradient(self, magnitude: bool = False) -> Tensor | None:
-        """The dense gradient from the calls since the last time, which are forgotten; None where there were none.
+        """The dense gradient from the calls since the gradient was cleared, which are forgotten; None without any.
 
         Args:
-            magnitude: whether the magnitudes of several calls are summed, in place of their gradients.
+            magnitude: whether the magnitudes of several passes are summed, in place of their gradients.
         """
         total: Tensor | None = None
-        for call in self.storage.calls:
-            for x, dy in update_steps.take(getattr(self.module, RUN), call.key):
-                gradient = dense_weight_gradient(call, x, dy).reshape(self.storage.shape)
-                gradient = gradient.abs_() if magnitude else gradient
-                total = gradient if total is None else total.add_(gradient)
+        calls = {call.key: call for call in self.storage.calls}
+        for passage in self._window.take(self.name):
+            parts = [dense_weight_gradient(calls[each.key], each.x, each.dy) for each in passage]
+            gradient = sum(parts[1:], parts[0]).reshape(self.storage.shape)
+            gradient = gradient.abs() if magnitude else gradient
+            total = gradient if total is None else total.add_(gradient)
         return total
 
     def forget(self) -> None:
         """Forgets what was remembered for a dense gradient."""
-        for call in self.storage.calls:
-            update_steps.take(getattr(self.module, RUN), call.key)
+        self._window.forget()
 
     def momentum(self, optimizer: torch.optim.Optimizer) -> Tensor:
         state = optimizer.state.get(self.values, {})
@@ -177,7 +178,7 @@ class LoweredSite(MaskedSite):
         def moved(values: Tensor) -> Tensor:
             return new.gather(old.scatter(values).masked_fill_(~untouched, 0))
 
-        resize_parameter(self.values, self.name, optimizer, moved, _ADVICE)
+        resize_parameter(self.values, self.name, optimizer, moved, ADVICE)
         set_pattern(self.module, self.name, new)
         return mask & ~before
 

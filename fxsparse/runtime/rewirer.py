@@ -153,6 +153,7 @@ class Rewirer:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._forget()
         self._module.dense_gradient = False
         self._module._rewirer = None
 
@@ -432,6 +433,14 @@ class Rewirer:
                 self._channels.open(self.step_count)
                 gate = "stored magnitude" if magnitude else "stored"
         self._module.dense_gradient = gate
+        if not gate:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of the activations that lowered sites have remembered."""
+        for site in self._weights:
+            if isinstance(site, LoweredSite):
+                site.forget()
 
     def _warn_once(self, message: str) -> None:
         kind = message.split(":")[0].split(" at step")[0]
