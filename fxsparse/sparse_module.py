@@ -235,6 +235,8 @@ class SparseModule(CapturedModule):
         with self._at_full_size():
             result = super().load_state_dict(state_dict, strict, assign)
             self.apply_masks_()
+        if self._rewirer is not None:
+            self._rewirer.patterns_loaded()
         return result
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -427,7 +429,7 @@ class SparseModule(CapturedModule):
 
     def fold(self) -> CapturedModule:
         """A copy without masks, the zeros in its weights: plain keys, any mode, no runtime."""
-        own = copy.deepcopy(self)
+        own = copy.deepcopy(self).raise_()
         own.apply_masks_()
         tree = nn.Module()
         mine = inspect.get_annotations(SparseModule)
@@ -458,7 +460,9 @@ class SparseModule(CapturedModule):
 
         An optimizer of this module is moved over to the copy, its state cut, so that the training goes on there.
         """
-        return compact(self, optimizer=optimizer)
+        if self.lowered and optimizer is not None:
+            raise RuntimeStateError("this module is lowered; raise_() it before its optimizer is moved over")
+        return compact(copy.deepcopy(self).raise_() if self.lowered else self, optimizer=optimizer)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ from .channel_state import ChannelState
 from .compaction import Compaction
 from .history import History, Rewiring
 from .lowered_site import Deferred, Gradient, LoweredSite
+from .lowered_state import LoweredState
 from .masked_channels import MaskedChannels
 from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need, Pattern
@@ -102,6 +103,8 @@ class Rewirer:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        self._lowered_state = LoweredState(module, optimizer)
+        self._handles += self._lowered_state.hooks()
         if compaction is not None:
             self._handles += compaction.hooks()
         self._set_gate()
@@ -162,6 +165,10 @@ class Rewirer:
         if self._channels is not None and self._channels.is_open:
             self._channels.is_open = False
             self._channels.open(self.step_count)
+
+    def patterns_loaded(self) -> None:
+        """Called when somebody has loaded the module's patterns: the optimizer's state may have come before them."""
+        self._lowered_state.patterns_loaded()
 
     @property
     def is_resized(self) -> bool:
@@ -227,6 +234,7 @@ class Rewirer:
                 "optimizer.step(closure) is not supported: the gradients would come after the rewiring; "
                 "call loss.backward() and then optimizer.step()"
             )
+        self._lowered_state.stepped()
         # A fused optimizer under GradScaler is called even when it will skip the step by itself.
         found_inf = getattr(optimizer, "found_inf", None)
         self._scaler_skips = found_inf is not None and bool(found_inf.item())
@@ -281,6 +289,7 @@ class Rewirer:
         return [self._gradient(site) for site in sites]
 
     def _gradient(self, site: MaskedSite) -> Gradient:
+        self._lowered_state.stepped()
         # A fused optimizer under GradScaler is handed scaled gradients, and the scale.
         scale = getattr(self._optimizer, "grad_scale", None)
         if isinstance(site, LoweredSite) and site.has_dense_gradient():
