@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .captured_module import CapturedModule
 from .channels import CompactModule, compact
@@ -386,15 +386,24 @@ class SparseModule(CapturedModule):
     def _lower(
         self, example: tuple, layers: str | Sequence[str], train: bool, optimizer: torch.optim.Optimizer | None
     ) -> None:
+        storage, graphs = self._plan_lowering(example, layers, train, self.active_counts)
+        storage.check(self, optimizer)
+        storage.store(self, optimizer)
+        self._take_storage(storage, graphs)
+
+    def _plan_lowering(
+        self, example: tuple, layers: str | Sequence[str], train: bool, active: Mapping[str, int]
+    ) -> tuple[LoweredStorage, dict[str, fx.Graph]]:
+        """How weights would be stored, and the graphs that then run; the module may be on the meta device."""
         blocks = {site.name: 1 for site in self.sites}
         captured = captured_by(self, example)
-        decisions, calls = decide(captured, self.sites, self.active_counts, blocks, layers, train)
+        decisions, calls = decide(captured, self.sites, active, blocks, layers, train)
         shapes = {site.name: site.shape for site in self.sites}
         planned = {name: Storage(shapes[name], blocks[name], tuple(found)) for name, found in calls.items()}
         storage = LoweredStorage(decisions, planned, self.graphs)
-        graphs = storage.lowered_graphs(captured, train)
-        storage.check(self, optimizer)
-        storage.store(self, optimizer)
+        return storage, storage.lowered_graphs(captured, train)
+
+    def _take_storage(self, storage: LoweredStorage, graphs: Mapping[str, fx.Graph]) -> None:
         self._storage = storage
         self.set_graphs(graphs)
 

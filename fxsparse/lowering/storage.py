@@ -5,14 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..core.graphs import pack_graph, unpack_graph
 from ..core.records import Captured
+from ..kernels import SparsePattern
 from ..passes.choose_layout import choose_layout
 from ..passes.lower_weights import lower_weights, pattern_names
-from ..runtime.lowered_site import ADVICE, Storage, pattern_of, restore_dense, store_values
-from ..runtime.resizing import check_resizable
+from ..runtime.lowered_site import ADVICE, Storage, pattern_of, restore_dense, set_pattern, store_values
+from ..runtime.resizing import check_resizable, resize_parameter
 from .decisions import Decision
 
 
@@ -59,6 +60,29 @@ class LoweredStorage:
             store_values(module, name, storage, buffers[mask], optimizer)
             del buffers[mask]
             self.weights[name] = storage
+
+    @property
+    def planned(self) -> Mapping[str, Storage]:
+        """Name -> how a weight is stored once `store` is called."""
+        return self._planned
+
+    @torch.no_grad()
+    def install(self, module: Any, name: str, values: Tensor, pattern: SparsePattern) -> None:
+        """Puts a weight in place that was stored elsewhere; the module's own may be masked, lowered, or meta.
+
+        An attached optimizer's state moves to the new pattern.
+        """
+        owner, _, last = name.rpartition(".")
+        holder, parameter = module.get_submodule(owner), module.get_parameter(name)
+        if name in self.weights:
+            old = pattern_of(module, name, self.weights[name])
+            resize_parameter(parameter, name, module._optimizer, lambda own: old.move(own, pattern), ADVICE)
+            parameter.data.copy_(values)
+        else:
+            holder._parameters[last] = nn.Parameter(values, parameter.requires_grad)
+            del holder._buffers[f"{last}_mask"]
+            self.weights[name] = self._planned[name]
+        set_pattern(module, name, pattern)
 
     @torch.no_grad()
     def restore(self, module: Any, optimizer: torch.optim.Optimizer | None) -> None:
