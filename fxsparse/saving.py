@@ -6,13 +6,15 @@ that were lowered for inference have their batch normalisation folded in, so the
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from .channels.channel_plan import channels_in
 from .core.errors import CheckpointError, ConfigError, InputError
 from .core.records import TensorSpec, record_of, specs_of
 from .kernels.calls import fused_conv, fused_linear
@@ -44,18 +46,9 @@ def save_sparse(module: SparseModule | LoweredModule, path: str | Path) -> None:
         ConfigError: another kind of module.
     """
     _check_module(module)
-    names = _names_of(module)
-    kind = "inference" if isinstance(module, LoweredModule) else "module"
-    writer = SparseFileWriter(kind, module._get_name())
     if isinstance(module, LoweredModule):
-        sites = {site.name: site for site in _fused_sites(module)}
-        patterns = {part for site in sites.values() for part in (site.starts, site.columns)}
-        for site in sites.values():
-            starts, columns = module.get_buffer(site.starts), module.get_buffer(site.columns)
-            order = _order(site.shape, site.block, starts, columns)
-            writer.add_site(site.name, module.get_buffer(site.name)[order], site.shape, starts, columns, site.block)
-        _add_rest(writer, {name: tensor for name, tensor in names.items() if name not in patterns | set(sites)})
-        return writer.write(path)
+        return _save_inference(module, path)
+    writer = SparseFileWriter("module", module._get_name())
     with module._at_compact_or_full_size():
         names = _names_of(module)
         for site in module.sites:
@@ -73,8 +66,21 @@ def save_sparse(module: SparseModule | LoweredModule, path: str | Path) -> None:
                 starts = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
                 values = weight.cpu().reshape(-1)[mask.reshape(-1)]
                 writer.add_site(site.name, values, site.shape, starts, mask.nonzero()[:, 1])
-        _add_rest(writer, _without_masks(module, names), {id(module.get_parameter(s.name)): s.name for s in module.sites})
-    return writer.write(path)
+        sites = {id(module.get_parameter(site.name)): site.name for site in module.sites}
+        _add_rest(writer, _without_masks(module, names), sites)
+    writer.write(path)
+
+
+def _save_inference(module: LoweredModule, path: str | Path) -> None:
+    writer = SparseFileWriter("inference", module._get_name())
+    sites = {site.name: site for site in _fused_sites(module)}
+    patterns = {part for site in sites.values() for part in (site.starts, site.columns)}
+    for site in sites.values():
+        starts, columns = module.get_buffer(site.starts), module.get_buffer(site.columns)
+        order = _order(site.shape, site.block, starts, columns)
+        writer.add_site(site.name, module.get_buffer(site.name)[order], site.shape, starts, columns, site.block)
+    _add_rest(writer, {name: tensor for name, tensor in _names_of(module).items() if name not in patterns | set(sites)})
+    writer.write(path)
 
 
 def load_sparse(
@@ -124,6 +130,9 @@ def load_sparse(
     _check_file(file, {site.name: (site.shape, names[site.name].dtype) for site in module.sites}, rest)
     rows = {site.name: file.rows(site.name) for site in module.sites}
     _check_blocks(file, rows, module)
+    _check_rest_is_there(module)
+    if module.channels is not None:
+        channels_in(module.channels, module.sites, _masks_of(module, file, rows))
     target, fresh = module, None
     if lower is not None and not module.lowered and all(module.get_parameter(s.name).is_meta for s in module.sites):
         example = module.example if example_input is None else specs_of(split_example(example_input))
@@ -133,6 +142,7 @@ def load_sparse(
             target = copy.deepcopy(module)
         active = {name: columns.numel() * file.sites[name].block for name, (_, columns) in rows.items()}
         fresh = target._plan_lowering(example, layers, lower == "train", active)
+    target.example = _off_meta(target.example)
     with target._at_compact_or_full_size():
         _fill(target, file, rows, target._storage if fresh is None else fresh[0])
     if fresh is not None:
@@ -142,6 +152,8 @@ def load_sparse(
         return target
     if target._rewirer is not None:
         target._rewirer.patterns_loaded()
+    if target.channels is not None:
+        target.apply_masks_()
     if lower == "train" and not target.lowered:
         return target.lower(train=True, layers=layers, example_input=example_input)
     if lower == "inference":
@@ -170,6 +182,26 @@ def _names_of(module: nn.Module) -> dict[str, Tensor]:
             if tensor is not None and last not in inner._non_persistent_buffers_set:
                 names[f"{path}.{last}" if path else last] = tensor
     return names
+
+
+def _check_rest_is_there(module: nn.Module) -> None:
+    """Of a module on the meta device, what no file has would stay there."""
+    for path, inner in module.named_modules():
+        for last in inner._non_persistent_buffers_set:
+            buffer = inner._buffers.get(last)
+            if buffer is not None and buffer.is_meta:
+                name = f"{path}.{last}" if path else last
+                raise CheckpointError(f"{name} is on the meta device, and in no file, since it is not persistent")
+
+
+def _off_meta(example: Any) -> Any:
+    """An example of specs for a module that has memory now."""
+
+    def moved(leaf: Any) -> Any:
+        on_meta = isinstance(leaf, TensorSpec) and leaf.device.type == "meta"
+        return replace(leaf, device=torch.device("cpu")) if on_meta else leaf
+
+    return pytree.tree_map(moved, example, is_leaf=lambda leaf: isinstance(leaf, TensorSpec))
 
 
 def _without_masks(module: SparseModule, names: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -285,6 +317,14 @@ def _check_file(
 def _aliases_of(file: SparseFile, expected: dict[str, Any]) -> set[str]:
     """Other names of the file's tensors that the module needs not have."""
     return {alias for alias, name in file.aliases.items() if name in expected and name in file.sites}
+
+
+def _masks_of(module: SparseModule, file: SparseFile, rows: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    masks = {}
+    for site in module.sites:
+        starts, columns = with_blocks(rows[site.name], file.sites[site.name].block, 1)
+        masks[site.name] = pattern_of_rows(site.shape, 1, 1, starts, columns).mask()
+    return masks
 
 
 def _check_blocks(file: SparseFile, rows: dict[str, tuple[Tensor, Tensor]], module: SparseModule) -> None:

@@ -5,6 +5,7 @@ a block is `block` consecutive output channels at one input position (1 for sing
 input the same blocks are listed column by column.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,7 @@ class SparsePattern:
         out = mask.shape[0]
         if out % (groups * block):
             raise InputError(f"blocks of {block} do not divide {out} output channels in {groups} groups")
-        whole = mask.detach().cpu().reshape(out // block, block, -1)
+        whole = mask.detach().cpu().reshape(out // block, block, math.prod(mask.shape[1:]))
         rows = whole.any(1)
         if block > 1 and not torch.equal(whole, rows.unsqueeze(1).expand_as(whole)):
             raise InputError(f"a block of {block} output channels is masked in part")

@@ -71,9 +71,7 @@ def with_blocks(rows: tuple[Tensor, Tensor], before: int, after: int) -> tuple[T
     return torch.cat([shared.new_zeros(1), shared.cumsum(0)]), first
 
 
-def pattern_of_rows(
-    shape: tuple[int, ...], groups: int, block: int, starts: Tensor, columns: Tensor
-) -> SparsePattern:
+def pattern_of_rows(shape: tuple[int, ...], groups: int, block: int, starts: Tensor, columns: Tensor) -> SparsePattern:
     """The pattern of rows that `check_rows` has checked; nothing of the weight's size is made.
 
     Raises:

@@ -75,8 +75,8 @@ class Window:
         self.forget()
         if any((each.x._version, each.dy._version) != each.versions for each in passed):
             raise RuntimeStateError(
-                f"the input of {name} was overwritten between backward() and optimizer.step(), and an update step needs "
-                "it; give every batch a tensor of its own, or train without lower(train=True)"
+                f"the input of {name} was overwritten between backward() and optimizer.step(), and an update step "
+                "needs it; give every batch a tensor of its own, or train without lower(train=True)"
             )
         passages = Counter(each.passage for each in passed)
         return [[each for each in passed if each.passage == passage] for passage in passages]

@@ -179,7 +179,7 @@ class SparseFile:
             raise CheckpointError(f"{path} has a header that cannot be read: {error!r}"[:300]) from None
         names = set(self._file.keys())
         patterns = {f"{name}:{part}" for name, site in self.sites.items() for part in _parts(site)}
-        lacking = sorted(patterns - names | set(self.sites) - names)
+        lacking = sorted((patterns | set(self.sites) | set(self.aliases.values())) - names)
         if lacking:
             raise CheckpointError(f"{path} lacks {lacking[0]}")
         self.dense = names - patterns - set(self.sites)

@@ -42,9 +42,7 @@ def resize_parameter(
     parameter.data = data
 
 
-def check_resizable(
-    parameter: nn.Parameter, name: str, optimizer: torch.optim.Optimizer | None, advice: str
-) -> None:
+def check_resizable(parameter: nn.Parameter, name: str, optimizer: torch.optim.Optimizer | None, advice: str) -> None:
     """The `RuntimeStateError` of `resize_parameter`, with nothing changed."""
     shape, state = parameter.shape, {} if optimizer is None else optimizer.state.get(parameter, {})
     for key, value in state.items():

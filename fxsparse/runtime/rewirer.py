@@ -244,7 +244,8 @@ class Rewirer:
             self.method.start_run(self._sites, self.seed)
         always = self.method.dense_gradient is Need.ALWAYS
         if always:
-            self.method.observe(self._sites, self._gradients(self._sites), self.step_count)
+            gradients = [gradient for gradient in self._gradients(self._sites) if not isinstance(gradient, Deferred)]
+            self.method.observe(self._sites, gradients, self.step_count)  # such methods are not trained lowered
         self._rewired_now = self.is_update_step()
         if self._rewired_now and not self._weights_first:
             self._rewire(self._gradients(self._sites))
@@ -328,7 +329,7 @@ class Rewirer:
         sites, given = [site for site, _ in ready], [gradient for _, gradient in ready]
         patterns = self.method.new_patterns(sites, given, moment)  # type: ignore[arg-type]
         if patterns:
-            norms = [_grown_norm(*entry) for entry in zip(sites, patterns, given, strict=True)]
+            norms = [_grown_norm(*entry) for entry in zip(sites, patterns, given, strict=True)]  # type: ignore[arg-type]
             self._take_over(sites, patterns, norms, moment)
 
     def _rewire_one_by_one(self, pairs: Sequence[tuple[MaskedSite, Gradient]], moment: Moment) -> None:

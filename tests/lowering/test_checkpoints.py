@@ -96,7 +96,9 @@ def test_states_of_other_shapes_are_refused():
     key = next(key for key in state["state"] if state["state"][key]["momentum_buffer"].dim() == 4)
     buffer = state["state"][key]["momentum_buffer"]
     state["state"][key]["momentum_buffer"] = buffer.flatten()
-    with pytest.raises(fxsparse.RuntimeStateError, match=r"momentum_buffer of first.weight has shape \(216,\)") as caught:
+    with pytest.raises(
+        fxsparse.RuntimeStateError, match=r"momentum_buffer of first.weight has shape \(216,\)"
+    ) as caught:
         run.optimizer.load_state_dict(state)
     assert "\n" not in str(caught.value)
     other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)

@@ -64,7 +64,9 @@ def test_other_semantics(attach, options, accumulate):
     assert_same_run(*pair(attach=attach, options=options, accumulate=accumulate))
 
 
-@pytest.mark.parametrize("loop", [{"accumulate": 3}, {"clip": 0.1}, {"set_to_none": False}, {"accumulate": 2, "clip": 0.1}])
+@pytest.mark.parametrize(
+    "loop", [{"accumulate": 3}, {"clip": 0.1}, {"set_to_none": False}, {"accumulate": 2, "clip": 0.1}]
+)
 def test_loops(loop):
     assert_same_run(*pair(**loop))
 
@@ -80,7 +82,9 @@ def test_a_layer_whose_active_weights_have_no_gradient_still_grows():
     """Their gradient of zeros is not one that was cleared: the dense gradient of the first micro-batch counts."""
     runs = []
     for lower in (None, 0):
-        sparse = masked(distribution={"fc.weight": 0.9}, sparsity=None, exclude=["first", "twice*", "down*", "g*", "a*"])
+        sparse = masked(
+            distribution={"fc.weight": 0.9}, sparsity=None, exclude=["first", "twice*", "down*", "g*", "a*"]
+        )
         mask = torch.zeros(10, 12, dtype=torch.bool)
         mask[0] = True  # the loss reads no output of this row
         sparse.masks["fc.weight"].copy_(mask)
