@@ -47,7 +47,8 @@ def save_sparse(module: SparseModule | LoweredModule, path: str | Path) -> None:
     """
     _check_module(module)
     if isinstance(module, LoweredModule):
-        return _save_inference(module, path)
+        _save_inference(module, path)
+        return
     writer = SparseFileWriter("module", module._get_name())
     with module._at_compact_or_full_size():
         names = _names_of(module)

@@ -11,6 +11,7 @@ from ..core.graphs import pack_graph, unpack_graph
 from ..core.records import Captured
 from ..kernels import SparsePattern
 from ..passes.choose_layout import choose_layout
+from ..passes.keep_views import keep_views
 from ..passes.lower_weights import lower_weights, pattern_names
 from ..runtime.lowered_site import ADVICE, Storage, pattern_of, restore_dense, set_pattern, store_values
 from ..runtime.resizing import check_resizable, resize_parameter
@@ -42,6 +43,7 @@ class LoweredStorage:
         made = {}
         for mode, graph in captured.distinct_graphs():
             made[mode] = lower_weights(graph, mode, calls, blocks)
+            keep_views(captured.model, made[mode])
             if train:
                 choose_layout(captured.model, made[mode])
         return {"eval": made["eval"], "train": made.get("train", made["eval"])}

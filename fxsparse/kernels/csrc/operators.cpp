@@ -140,6 +140,7 @@ Tensor sparse_linear_fused(
   const int64_t inputs = x.size(-1), vectors = inputs == 0 ? 0 : x.numel() / inputs;
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = outputs;
+  if (vectors == 0 && inputs > 0) return at::empty(shape, x.options());
   const std::vector<int64_t> weight{outputs, inputs, 1, 1}, one{1, 1}, none{0, 0};
   if (vectors != 1) {
     const Tensor pixels = x.reshape({vectors, inputs}).t().unsqueeze(0).unsqueeze(2);
