@@ -157,6 +157,11 @@ class SparseModule(CapturedModule):
         return {} if self._storage is None else self._storage.weights
 
     @property
+    def is_lowered(self) -> bool:
+        """Whether `lower(train=True)` is in force, even if it left every weight dense."""
+        return self._storage is not None
+
+    @property
     def target_counts(self) -> dict[str, int]:
         """Weight name -> number of active weights that the allocation gives it; the masks need not be there yet."""
         return {

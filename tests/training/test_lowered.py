@@ -109,6 +109,5 @@ def test_another_device_is_refused(monkeypatch):
 def test_the_option_is_in_the_help(capsys):
     from fxsparse.cli import main
 
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
+    main(["train", "--help"])
     assert "--lower" in capsys.readouterr().out
