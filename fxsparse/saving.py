@@ -130,7 +130,6 @@ def load_sparse(
     rest = {name: t for name, t in _without_masks(module, names).items() if id(t) not in weights}
     _check_file(file, {site.name: (site.shape, names[site.name].dtype) for site in module.sites}, rest)
     rows = {site.name: file.rows(site.name) for site in module.sites}
-    _check_blocks(file, rows, module)
     _check_rest_is_there(module)
     if module.channels is not None:
         channels_in(module.channels, module.sites, _masks_of(module, file, rows))
@@ -143,9 +142,11 @@ def load_sparse(
             target = copy.deepcopy(module)
         active = {name: columns.numel() * file.sites[name].block for name, (_, columns) in rows.items()}
         fresh = target._plan_lowering(example, layers, lower == "train", active)
+    storage = target._storage if fresh is None else fresh[0]
+    _check_blocks(file, rows, storage)
     target.example = _off_meta(target.example)
     with target._at_compact_or_full_size():
-        _fill(target, file, rows, target._storage if fresh is None else fresh[0])
+        _fill(target, file, rows, storage)
     if fresh is not None:
         target._take_storage(*fresh)
         if lower == "inference":
@@ -328,10 +329,13 @@ def _masks_of(module: SparseModule, file: SparseFile, rows: dict[str, tuple[Tens
     return masks
 
 
-def _check_blocks(file: SparseFile, rows: dict[str, tuple[Tensor, Tensor]], module: SparseModule) -> None:
-    for name, storage in module.lowered.items():
+def _check_blocks(file: SparseFile, rows: dict[str, tuple[Tensor, Tensor]], storage: LoweredStorage | None) -> None:
+    """Refuses single weights where blocks share a pattern."""
+    if storage is None:
+        return
+    for name, stored in storage.planned.items():
         try:
-            with_blocks(rows[name], file.sites[name].block, storage.block)
+            with_blocks(rows[name], file.sites[name].block, stored.block)
         except InputError as error:
             raise CheckpointError(f"{file.path}: {name}: {error}") from None
 

@@ -17,6 +17,7 @@ import fxsparse
 from fxsparse.kernels import SparsePattern
 from fxsparse.kernels.stored_pattern import check_rows, pattern_of_rows, with_blocks
 from fxsparse.lowering import LoweredModule
+from fxsparse.runtime.lowered_site import Storage
 
 from .runs import Net, Run, assert_same_state, masked
 
@@ -74,6 +75,57 @@ def test_inference_modules(tmp_path):
     fxsparse.save_sparse(masked(), tmp_path / "m.safetensors")
     with pytest.raises(fxsparse.CheckpointError, match='lower="inference"'):
         fxsparse.load_sparse(other, tmp_path / "m.safetensors")
+
+
+def in_blocks(monkeypatch, block):
+    """Has modules that are lowered from now on store blocks, where their shapes allow."""
+    made = lambda shape, _, calls: Storage(shape, block if shape[0] % 4 == 0 else 1, calls)  # noqa: E731
+    monkeypatch.setattr("fxsparse.sparse_module.Storage", made)
+
+
+@pytest.mark.parametrize("read", [None, 1, 2, 4, "meta"])
+@pytest.mark.parametrize("written", [1, 2, 4])
+def test_blocks(written, read, tmp_path, monkeypatch, assert_same):
+    """Rows that share a pattern; the file's blocks and the module's need not be the same."""
+    source = masked(distribution="er")
+    for mask in source.masks.values():
+        if mask.shape[0] % 4 == 0:
+            mask.copy_(mask[::4].repeat_interleave(4, 0))
+    source.apply_masks_()
+    expected = copy.deepcopy(source.state_dict())
+    in_blocks(monkeypatch, written)
+    source.lower(train=True, layers="all")
+    fxsparse.save_sparse(source, tmp_path / "b")
+    target = masked(seed=3, distribution="er")
+    if read == "meta":
+        with torch.device("meta"):
+            model = Net().double()
+        example = torch.randn(4, 3, 8, 8, device="meta").double()
+        target = fxsparse.sparsify(model, example, sparsity=0.7, distribution="er")
+        in_blocks(monkeypatch, 4)
+        fxsparse.load_sparse(target, tmp_path / "b", "train", layers="all")
+        assert target.lowered["down.weight"].block == 4
+    else:
+        for mask in target.masks.values():
+            if mask.shape[0] % 4 == 0:
+                mask.copy_(mask[::4].repeat_interleave(4, 0))
+        if read is not None:
+            in_blocks(monkeypatch, read)
+            target.lower(train=True, layers="all")
+        fxsparse.load_sparse(target, tmp_path / "b")
+    assert_same(expected, target.state_dict())
+    torch.testing.assert_close(target.eval()(images()), source.eval()(images()))
+
+
+def test_single_weights_are_no_blocks(tmp_path, monkeypatch):
+    fxsparse.save_sparse(masked(), tmp_path / "s")
+    with torch.device("meta"):
+        model = Net().double()
+    target = fxsparse.sparsify(model, torch.randn(4, 3, 8, 8, device="meta").double(), sparsity=0.7)
+    in_blocks(monkeypatch, 4)
+    with pytest.raises(fxsparse.CheckpointError, match=r"the rows do not share positions in blocks of 4"):
+        fxsparse.load_sparse(target, tmp_path / "s", "train", layers="all")
+    assert all(parameter.is_meta for parameter in target.parameters()) and not target.lowered
 
 
 def test_a_copy_of_a_tied_weight_is_kept_once(tmp_path, assert_same):
