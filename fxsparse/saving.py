@@ -279,9 +279,11 @@ def _load_inference(module: LoweredModule, file: SparseFile) -> LoweredModule:
     for name, site in sites.items():
         starts, columns = rows[name]
         values = file.tensor(name)
-        ordered = torch.empty_like(values)
-        ordered[_order(site.shape, site.block, starts, columns)] = values
-        for buffer, tensor in ((name, ordered), (site.starts, starts.int()), (site.columns, columns.int())):
+        if site.block > 1:
+            ordered = torch.empty_like(values)
+            ordered[_order(site.shape, site.block, starts, columns)] = values
+            values = ordered
+        for buffer, tensor in ((name, values), (site.starts, starts.int()), (site.columns, columns.int())):
             owner, _, last = buffer.rpartition(".")
             module.get_submodule(owner)._buffers[last] = tensor
     _fill_rest(module, file, rest)

@@ -210,7 +210,7 @@ class SparseFile:
                     raise InputError(f"its bits are {tuple(bits.shape)}, not {_bytes(rows, length)}")
                 starts, columns = _unpacked(bits, rows, length)
             else:
-                counts, columns = get(f"{name}:counts").long(), get(f"{name}:columns").long()
+                counts, columns = get(f"{name}:counts").long(), get(f"{name}:columns").int()
                 starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
             check_rows(site.shape, site.block, starts, columns)
             values = self._file.get_slice(name).get_shape()

@@ -2,8 +2,11 @@
 
 import copy
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import fxsparse
 from fxsparse.kernels import SparsePattern
 from fxsparse.kernels.stored_pattern import check_rows, pattern_of_rows, with_blocks
 from fxsparse.lowering import LoweredModule
+from fxsparse.lowering.sparse_file import SparseFileWriter
 from fxsparse.runtime.lowered_site import Storage
 
 from .runs import Net, Run, assert_same_state, masked
@@ -324,6 +328,50 @@ def test_never_dense(lower, sparsity, tmp_path):
         assert all(parameter.is_meta for parameter in target.parameters())  # it can be loaded again
     assert not any(t.is_meta for t in (*loaded.parameters(), *loaded.buffers()))
     torch.testing.assert_close(loaded.eval()(x), source.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+PEAK = """
+import sys
+import torch
+from torch import nn
+import fxsparse
+from fxsparse.kernels.build import load_kernels  # TO BE REMOVED AT MERGE
+
+load_kernels()
+with torch.device("meta"):
+    model = nn.Linear(8192, 8192)
+sparse = fxsparse.sparsify(model, torch.randn(1, 8192, device="meta"), distribution={"weight": 0.95})
+
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+before = peak()
+loaded = fxsparse.load_sparse(sparse, sys.argv[1], sys.argv[2], layers="all")
+assert loaded(torch.randn(1, 8192)).shape == (1, 8192)
+print((peak() - before) * 1024 / 8192**2 / 4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's account of peaks")
+@pytest.mark.parametrize("lower", ["train", "inference"])
+def test_peak_of_a_large_layer(lower, tmp_path):
+    """256 MiB dense: loading it, mapped file and temporaries included, stays well below."""
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.rand(8192, 8192, generator=generator) < 0.05
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), columns.sum(1).cumsum(0)])
+    at = columns.nonzero()[:, 1]
+    writer = SparseFileWriter("module", "Linear")
+    writer.add_site("weight", torch.randn(len(at)), (8192, 8192), starts, at)
+    writer.add("bias", torch.zeros(8192))
+    writer.write(tmp_path / "large")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "large"), lower]
+    share = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 0.1 < share < 0.6
 
 
 @pytest.mark.parametrize("lower", [None, "train", "inference"])
