@@ -35,6 +35,7 @@ class LoweredStorage:
         self.masked_graphs = dict(masked_graphs)
         self.weights: dict[str, Storage] = {}
         self._planned = dict(planned)
+        self._order: dict[str, list[str]] = {}  # owner of lowered weights -> its buffers as they were
 
     def lowered_graphs(self, captured: Captured, train: bool) -> dict[str, fx.Graph]:
         """Graphs that call sparse operators, of masked ones; for training, laid out for them."""
@@ -59,6 +60,7 @@ class LoweredStorage:
         for name, storage in self._planned.items():
             owner, _, mask = f"{name}_mask".rpartition(".")
             buffers = module.get_submodule(owner)._buffers
+            self._order.setdefault(owner, list(buffers))
             store_values(module, name, storage, buffers[mask], optimizer)
             del buffers[mask]
             self.weights[name] = storage
@@ -81,6 +83,7 @@ class LoweredStorage:
             resize_parameter(parameter, name, module._optimizer, lambda own: old.move(own, pattern), ADVICE)
             parameter.data.copy_(values)
         else:
+            self._order.setdefault(owner, list(holder._buffers))
             holder._parameters[last] = nn.Parameter(values, parameter.requires_grad)
             del holder._buffers[f"{last}_mask"]
             self.weights[name] = self._planned[name]
@@ -93,7 +96,12 @@ class LoweredStorage:
             mask = restore_dense(module, name, storage, optimizer)
             owner, _, parameter = name.rpartition(".")
             module.get_submodule(owner).register_buffer(f"{parameter}_mask", mask)
+        for owner, order in self._order.items():
+            buffers = module.get_submodule(owner)._buffers
+            for key in [*(key for key in order if key in buffers), *(key for key in list(buffers) if key not in order)]:
+                buffers[key] = buffers.pop(key)
         self.weights.clear()
+        self._order.clear()
 
     @contextmanager
     def at_full_size(self, module: Any, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:

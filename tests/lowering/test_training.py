@@ -109,6 +109,25 @@ def test_step_without_backward_after_zero_grad():
         assert_same_run(*runs)
 
 
+def test_keys_keep_their_order_where_one_module_holds_several_weights():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Parameter(torch.randn(6, 6)) for _ in range(3))
+            self.register_buffer("d", torch.zeros(2))
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.a) @ self.b + nn.functional.linear(x, self.c) + self.d.sum()
+
+    sparse = fxsparse.sparsify(Several(), torch.randn(2, 6), sparsity=0.5, distribution="uniform")
+    keys = list(sparse.state_dict())
+    for layers in (["a"], ["c"], ["a", "c"]):
+        sparse.lower(train=True, layers=layers)
+        assert list(sparse.state_dict()) == keys and set(sparse.lowered) == set(layers)
+        assert list(sparse.masks) == [site.name for site in sparse.sites]
+    assert list(sparse.raise_().state_dict()) == keys
+
+
 def test_there_and_back():
     expected = Run(masked()).to(STEPS)
     found = Run(masked(), lower=0).to(5)
