@@ -38,6 +38,7 @@ from .runtime.rewirer import Rewirer  # noqa: E402
 from .runtime.semantics import Semantics  # noqa: E402
 from .runtime.telemetry import SiteTelemetry  # noqa: E402
 from .runtime.update_rules import rigl_update, set_update, snip_score  # noqa: E402
+from .saving import load_sparse, save_sparse  # noqa: E402
 from .sparse_module import SparseModule  # noqa: E402
 from .sparsify import sparsify  # noqa: E402
 
@@ -74,12 +75,14 @@ __all__ = [
     "channel_groups",
     "compact",
     "count_flops",
+    "load_sparse",
     "method_options",
     "methods",
     "plan_flops",
     "planned_cost",
     "realised_cost",
     "rigl_update",
+    "save_sparse",
     "set_update",
     "snip_score",
     "sparsify",

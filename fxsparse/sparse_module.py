@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .captured_module import CapturedModule
 from .channels import CompactModule, compact
@@ -26,6 +26,7 @@ from .kernels import update_steps
 from .lowering import (
     LoweredStorage,
     captured_by,
+    check_follows,
     check_lowered,
     check_trains_lowered,
     decide,
@@ -169,6 +170,11 @@ class SparseModule(CapturedModule):
         return {} if self._storage is None else self._storage.weights
 
     @property
+    def is_lowered(self) -> bool:
+        """Whether `lower(train=True)` is in force, even if it left every weight dense."""
+        return self._storage is not None
+
+    @property
     def target_counts(self) -> dict[str, int]:
         """Weight name -> number of active weights that the allocation gives it; the masks need not be there yet."""
         return {name: self._elements(name, kept) for name, kept in self.target_units.items()}
@@ -267,6 +273,8 @@ class SparseModule(CapturedModule):
         with self._at_full_size():
             result = super().load_state_dict(state_dict, strict, assign)
             self.apply_masks_()
+        if self._rewirer is not None:
+            self._rewirer.patterns_loaded()
         return result
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -344,6 +352,9 @@ class SparseModule(CapturedModule):
                 raise RuntimeStateError("compact=True is for channels; sparsify with granularity='channel'")
             labelled = label_channels(captured_for_channels(self))
             compaction = Compaction(self, optimizer, labelled, self.channels.sites)
+        if self.lowered:
+            check_trains_lowered(self.method, semantics, self.channels)
+            check_follows(optimizer, self.method)
         schedule = self.schedule(total_steps)
         self._rewirer = Rewirer(self, optimizer, self.method, schedule, self.seed, targets, semantics, compaction)
         return self._rewirer
@@ -384,7 +395,7 @@ class SparseModule(CapturedModule):
         if train:
             self._lower_for_training(example, layers)
             return self
-        own = copy.deepcopy(self)
+        own = copy.deepcopy(self).raise_()
         own._lower(example, layers, False, None)
         assert own._storage is not None
         lowered = lower_for_inference(captured_by(own, example), own._storage.decisions, layers)
@@ -404,7 +415,10 @@ class SparseModule(CapturedModule):
         return self
 
     def _lower_for_training(self, example: tuple, layers: str | Sequence[str]) -> None:
-        check_trains_lowered(self.method, self.semantics, self._rewirer, self.channels)
+        semantics = self.semantics if self._rewirer is None else self._rewirer.semantics
+        check_trains_lowered(self.method, semantics, self.channels)
+        if self._rewirer is not None:
+            check_follows(self._rewirer.optimizer, self.method, bool(self._rewirer.update_count))
         self.raise_()
         self._lower(example, layers, True, self._optimizer)
         if self._rewirer is not None:
@@ -413,16 +427,24 @@ class SparseModule(CapturedModule):
     def _lower(
         self, example: tuple, layers: str | Sequence[str], train: bool, optimizer: torch.optim.Optimizer | None
     ) -> None:
-        if self._storage is not None:
-            return
+        storage, graphs = self._plan_lowering(example, layers, train, self.active_counts)
+        storage.check(self, optimizer)
+        storage.store(self, optimizer)
+        self._take_storage(storage, graphs)
+
+    def _plan_lowering(
+        self, example: tuple, layers: str | Sequence[str], train: bool, active: Mapping[str, int]
+    ) -> tuple[LoweredStorage, dict[str, fx.Graph]]:
+        """How weights would be stored, and the graphs that then run; the module may be on the meta device."""
         blocks = {site.name: kernel_block(site, self.granularity) for site in self.sites}
         captured = captured_by(self, example)
-        decisions, calls = decide(captured, self.sites, self.active_counts, blocks, layers, train)
+        decisions, calls = decide(captured, self.sites, active, blocks, layers, train)
         shapes = {site.name: site.shape for site in self.sites}
         planned = {name: Storage(shapes[name], blocks[name], tuple(found)) for name, found in calls.items()}
         storage = LoweredStorage(decisions, planned, self.graphs)
-        graphs = storage.lowered_graphs(captured, train)
-        storage.store(self, optimizer)
+        return storage, storage.lowered_graphs(captured, train)
+
+    def _take_storage(self, storage: LoweredStorage, graphs: Mapping[str, fx.Graph]) -> None:
         self._storage = storage
         self.set_graphs(graphs)
 
@@ -458,7 +480,7 @@ class SparseModule(CapturedModule):
 
     def fold(self) -> CapturedModule:
         """A copy without masks, the zeros in its weights: plain keys, any mode, no runtime."""
-        own = copy.deepcopy(self)
+        own = copy.deepcopy(self).raise_()
         own.apply_masks_()
         tree = nn.Module()
         mine = inspect.get_annotations(SparseModule)
@@ -489,7 +511,9 @@ class SparseModule(CapturedModule):
 
         An optimizer of this module is moved over to the copy, its state cut, so that the training goes on there.
         """
-        return compact(self, optimizer=optimizer)
+        if self.lowered and optimizer is not None:
+            raise RuntimeStateError("this module is lowered; raise_() it before its optimizer is moved over")
+        return compact(copy.deepcopy(self).raise_() if self.lowered else self, optimizer=optimizer)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> nn.Module:
@@ -512,7 +536,7 @@ class SparseModule(CapturedModule):
         return super().__getstate__() | {"_rewirer": None, GATE: False, RUN: update_steps.new_run()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseModule":
-        with self._at_full_size():
+        with self._at_compact_or_full_size():
             own = super().__deepcopy__(memo)
         assert isinstance(own, SparseModule)
         return own

@@ -34,7 +34,7 @@ def lowered_conv(
     if flat:
         x = x.unsqueeze(2)
     y = sparse_conv2d(x, values, pattern, bias, weight, stride, padding, dilation, groups, block)
-    if dense_gradient and torch.is_grad_enabled():
+    if dense_gradient and values.requires_grad and torch.is_grad_enabled():
         y = remember(y, x, run, key)
     return y.squeeze(2) if flat else y
 
@@ -54,7 +54,7 @@ def lowered_linear(
     if x.dtype != values.dtype:
         x = x.to(values.dtype)
     y = sparse_linear(x, values, pattern, bias, weight, block)
-    if dense_gradient and torch.is_grad_enabled():
+    if dense_gradient and values.requires_grad and torch.is_grad_enabled():
         y = remember(y, x, run, key)
     return y
 

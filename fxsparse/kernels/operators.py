@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.errors import InputError
 from . import fallback
 from .loading import FALLBACK, kernels_in_use
 
@@ -58,13 +59,21 @@ def _channel_major(like: Tensor, shape: Sequence[Any]) -> Tensor:
     return like.new_empty((shape[1], shape[0], *shape[2:])).transpose(0, 1)
 
 
+def _refuse_onnx() -> None:
+    # Here, since the exporter tries several ways to trace, and only some of them run what calls the operators.
+    if torch.onnx.is_in_onnx_export():
+        raise InputError("ONNX has no operators for sparse kernels; export sparse.fold(), which is dense")
+
+
 @torch.library.register_fake("fxsparse::sparse_conv2d", lib=_library)
 def _(x, values, pattern, bias, weight, stride, padding, dilation, groups, block):
+    _refuse_onnx()
     return _channel_major(x, _output_shape(x, weight, stride, padding, dilation))
 
 
 @torch.library.register_fake("fxsparse::sparse_conv2d_fused", lib=_library)
 def _(x, values, pattern, bias, residual, weight, stride, padding, dilation, groups, block, low, high):
+    _refuse_onnx()
     return _channel_major(x, _output_shape(x, weight, stride, padding, dilation))
 
 
@@ -80,6 +89,7 @@ def _(dy, x, pattern, weight, stride, padding, dilation, groups, block):
 
 @torch.library.register_fake("fxsparse::sparse_linear_fused", lib=_library)
 def _(x, values, pattern, bias, outputs, block, low, high):
+    _refuse_onnx()
     return x.new_empty((outputs, *x.shape[:-1])).movedim(0, -1)
 
 

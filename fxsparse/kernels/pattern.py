@@ -140,6 +140,17 @@ class SparsePattern:
         """(count): the stored positions of a tensor of the weight's shape."""
         return dense.reshape(-1)[self.indices()]
 
+    def move(self, values: Tensor, other: "SparsePattern") -> Tensor:
+        """Values in the order of another pattern of the same shape, 0 where they have no place in this one."""
+        mine, order = self.indices().sort()
+        theirs = other.indices()
+        at = torch.searchsorted(mine, theirs).clamp(max=max(len(mine) - 1, 0))
+        moved = values.new_zeros(len(theirs))
+        if len(mine):
+            both = mine[at] == theirs
+            moved[both] = values[order[at[both]]]
+        return moved
+
     def scatter(self, values: Tensor) -> Tensor:
         """A tensor of the weight's shape with `values` (count) at the stored positions, and 0 elsewhere."""
         dense = values.new_zeros(self.shape)

@@ -1,6 +1,6 @@
 """Lowering: graphs that compute with active weights alone, for training and for inference."""
 
-from .checks import check_lowered, check_trains_lowered
+from .checks import check_follows, check_lowered, check_trains_lowered
 from .decisions import Decision, captured_by, decide, decision_table, kernel_block
 from .inference import LoweredModule, lower_for_inference
 from .storage import LoweredStorage
@@ -10,6 +10,7 @@ __all__ = [
     "LoweredModule",
     "LoweredStorage",
     "captured_by",
+    "check_follows",
     "check_lowered",
     "check_trains_lowered",
     "decide",

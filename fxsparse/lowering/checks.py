@@ -15,16 +15,18 @@ _NOT_ELEMENTWISE = ("Adafactor", "LBFGS", "Muon", "SparseAdam")
 _WAY_OUT = "train masked, without lower(train=True)"
 
 
-def check_trains_lowered(method: Method, semantics: Semantics, rewirer: Any, channels: Any) -> None:
+def check_trains_lowered(method: Method, semantics: Semantics, channels: Any) -> None:
     """Refuses what needs weights, gradients or an optimizer's state at inactive positions.
 
     Args:
-        rewirer: the runtime that is attached, or None.
         channels: the channel plan, or None.
 
     Raises:
         RuntimeStateError: what it is, and the way out.
     """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_world_size() > 1:
+        raise RuntimeStateError(f"training on active weights alone is for one process; {_WAY_OUT}")
     if channels is not None:
         raise RuntimeStateError(f"channels are cut out, not lowered: attach(compact=True); or {_WAY_OUT}")
     if method.dense_gradient is Need.ALWAYS or method.feeds_optimizer:
@@ -37,18 +39,25 @@ def check_trains_lowered(method: Method, semantics: Semantics, rewirer: Any, cha
         )
     if method.redistribution is not None:
         raise RuntimeStateError(f"redistribution looks at all sites at once; leave it out, or {_WAY_OUT}")
-    if rewirer is None:
-        return
-    if method.one_shot and not rewirer.history:
-        raise RuntimeStateError(f"method {method.name} has not chosen its masks yet; lower the module after that")
-    check_elementwise(rewirer.optimizer)
 
 
-def check_elementwise(optimizer: torch.optim.Optimizer) -> None:
-    """`RuntimeStateError` for an optimizer that looks at more than one number of a weight at a time."""
+def check_follows(optimizer: torch.optim.Optimizer, method: Method, has_rewired: bool = False) -> None:
+    """Refuses an optimizer, or a moment, at which lowered weights cannot be trained.
+
+    Args:
+        has_rewired: whether the run has changed its masks already.
+
+    Raises:
+        RuntimeStateError: an optimizer that looks at more than one number of a weight at a time, or a method that
+            still has to choose its masks from the gradients of all weights.
+    """
     name = type(optimizer).__name__
     if name in _NOT_ELEMENTWISE:
         raise RuntimeStateError(f"{name} does not work number by number, so lowered weights cannot use it; {_WAY_OUT}")
+    if method.one_shot and not has_rewired:
+        raise RuntimeStateError(
+            f"method {method.name} has not chosen its masks yet; attach the masked module, and lower it after that"
+        )
 
 
 def check_lowered(name: str, masked: nn.Module, lowered: nn.Module, example: tuple[tuple, dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from .masked_site import MaskedModule, MaskedSite
 from .resizing import resize_parameter
 from .sites import DenseGradient
 
-_ADVICE = "train without lower(train=True)"
+ADVICE = "train without lower(train=True)"
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def store_values(
 ) -> None:
     """From a dense parameter to its active values, the optimizer's state of its shape along with it."""
     pattern = SparsePattern.of(mask, storage.groups, storage.block)
-    resize_parameter(module.get_parameter(name), name, optimizer, pattern.gather, _ADVICE)
+    resize_parameter(module.get_parameter(name), name, optimizer, pattern.gather, ADVICE)
     set_pattern(module, name, pattern)
 
 
 def restore_dense(module: Any, name: str, storage: Storage, optimizer: torch.optim.Optimizer | None) -> Tensor:
     """The way back; returns the mask."""
     pattern = pattern_of(module, name, storage)
-    resize_parameter(module.get_parameter(name), name, optimizer, pattern.scatter, _ADVICE)
+    resize_parameter(module.get_parameter(name), name, optimizer, pattern.scatter, ADVICE)
     drop_pattern(module, name)
     return pattern.mask()
 
@@ -84,6 +84,8 @@ class LoweredSite(MaskedSite):
     def __init__(self, module: MaskedModule, site: WeightSite, target: int, storage: Storage) -> None:
         super().__init__(module, site, target)
         self.storage = storage
+        self._window = update_steps.Window(lambda: self.values.grad)
+        update_steps.watch(getattr(module, RUN), [call.key for call in storage.calls], self._window)
 
     @property
     def values(self) -> nn.Parameter:
@@ -113,25 +115,23 @@ class LoweredSite(MaskedSite):
         return None if gradient is None else self.pattern.scatter(gradient)
 
     def deferred_gradient(self, magnitude: bool) -> DenseGradient | None:
-        """What forms the dense gradient of the calls that were remembered; None where none was."""
-        run = getattr(self.module, RUN)
-        if not any(update_steps.is_remembered(run, call.key) for call in self.storage.calls):
-            return None
-        return partial(self._dense_gradient, magnitude)
+        """What forms the dense gradient of the calls since the gradient was cleared; None where there were none."""
+        return partial(self._dense_gradient, magnitude) if len(self._window) else None
 
     @torch.no_grad()
     def _dense_gradient(self, magnitude: bool) -> Tensor:
+        """Of the remembered calls, which are forgotten; with `magnitude`, the magnitude of each pass counts."""
         total = self.values.new_zeros(self.storage.shape)
-        for call in self.storage.calls:
-            for x, dy in update_steps.take(getattr(self.module, RUN), call.key):
-                gradient = dense_weight_gradient(call, x, dy).reshape(self.storage.shape)
-                total += gradient.abs_() if magnitude else gradient
+        calls = {call.key: call for call in self.storage.calls}
+        for passage in self._window.take(self.name):
+            parts = [dense_weight_gradient(calls[each.key], each.x, each.dy) for each in passage]
+            gradient = sum(parts[1:], parts[0]).reshape(self.storage.shape)
+            total += gradient.abs() if magnitude else gradient
         return total
 
     def forget(self) -> None:
         """Forgets what was remembered for a dense gradient."""
-        for call in self.storage.calls:
-            update_steps.take(getattr(self.module, RUN), call.key)
+        self._window.forget()
 
     def zero_gradient(self) -> Tensor:
         return self.values.new_zeros(self.storage.shape)
@@ -178,7 +178,7 @@ class LoweredSite(MaskedSite):
         def moved(values: Tensor) -> Tensor:
             return new.gather(old.scatter(values).masked_fill_(~untouched, 0))
 
-        resize_parameter(self.values, self.name, optimizer, moved, _ADVICE)
+        resize_parameter(self.values, self.name, optimizer, moved, ADVICE)
         set_pattern(self.module, self.name, new)
         return mask & ~before
 

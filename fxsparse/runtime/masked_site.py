@@ -91,6 +91,9 @@ class MaskedSite(Site, StoredSite):
         """None: a dense gradient is there."""
         return None
 
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
     def zero_gradient(self) -> Tensor:
         return torch.zeros_like(self.weight)
 

@@ -28,13 +28,8 @@ def resize_parameter(
         RuntimeStateError: the optimizer keeps a state of another shape, so that its numbers do not belong to single
             weights.
     """
+    check_resizable(parameter, name, optimizer, advice)
     shape, state = parameter.shape, {} if optimizer is None else optimizer.state.get(parameter, {})
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.numel() > 1 and value.shape != shape:
-            raise RuntimeStateError(
-                f"{key} of {name} in {type(optimizer).__name__} has shape {tuple(value.shape)}, not {tuple(shape)}, "
-                f"so it cannot be cut; {advice}, or use another optimizer"
-            )
     for key, value in list(state.items()):
         if isinstance(value, Tensor) and value.shape == shape:
             state[key] = change(value)
@@ -45,3 +40,14 @@ def resize_parameter(
     other = torch.float16 if parameter.dtype != torch.float16 else torch.float32
     parameter.data = torch.empty(0, dtype=other, device=parameter.device)
     parameter.data = data
+
+
+def check_resizable(parameter: nn.Parameter, name: str, optimizer: torch.optim.Optimizer | None, advice: str) -> None:
+    """The `RuntimeStateError` of `resize_parameter`, with nothing changed."""
+    shape, state = parameter.shape, {} if optimizer is None else optimizer.state.get(parameter, {})
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.numel() > 1 and value.shape != shape:
+            raise RuntimeStateError(
+                f"{key} of {name} in {type(optimizer).__name__} has shape {tuple(value.shape)}, not {tuple(shape)}, "
+                f"so it cannot be cut; {advice}, or use another optimizer"
+            )

@@ -25,6 +25,7 @@ from .channel_state import ChannelState
 from .compaction import Compaction
 from .history import History, Rewiring
 from .lowered_site import weight_site
+from .lowered_state import LoweredState
 from .masked_blocks import MaskedBlocks
 from .masked_channels import MaskedChannels
 from .masked_site import MaskedModule, MaskedSite
@@ -110,6 +111,8 @@ class Rewirer:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        self._lowered_state = LoweredState(module, optimizer)
+        self._handles += self._lowered_state.hooks()
         if compaction is not None:
             self._handles += compaction.hooks()
         self._set_gate()
@@ -164,6 +167,7 @@ class Rewirer:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._forget()
         self._module.dense_gradient = False
         self._module._rewirer = None
 
@@ -172,6 +176,10 @@ class Rewirer:
         if self._channels is not None and self._channels.is_open:
             self._channels.is_open = False
             self._channels.open(self.step_count)
+
+    def patterns_loaded(self) -> None:
+        """Called when somebody has loaded the module's patterns: the optimizer's state may have come before them."""
+        self._lowered_state.patterns_loaded()
 
     @property
     def is_resized(self) -> bool:
@@ -238,6 +246,7 @@ class Rewirer:
                 "optimizer.step(closure) is not supported: the gradients would come after the rewiring; "
                 "call loss.backward() and then optimizer.step()"
             )
+        self._lowered_state.stepped()
         # A fused optimizer under GradScaler is called even when it will skip the step by itself.
         found_inf = getattr(optimizer, "found_inf", None)
         self._scaler_skips = found_inf is not None and bool(found_inf.item())
@@ -247,9 +256,8 @@ class Rewirer:
             self.method.start_run(self._sites, self.seed)
         always = self.method.dense_gradient is Need.ALWAYS
         if always:
-            gradients = cast(
-                list[Tensor | None], self._gradients(self._sites)
-            )  # such a method's weights are not lowered
+            # None is deferred: the weights of such a method are not lowered.
+            gradients = cast(list[Tensor | None], self._gradients(self._sites))
             self.method.observe(self._sites, gradients, self.step_count)
         self._rewired_now = self.is_update_step()
         if self._rewired_now and not self._weights_first:
@@ -426,6 +434,13 @@ class Rewirer:
                 self._channels.open(self.step_count)
                 gate = "stored magnitude" if magnitude else "stored"
         self._module.dense_gradient = gate
+        if not gate:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of what sites have remembered for a dense gradient."""
+        for site in self._weights:
+            site.forget()
 
     def _warn_once(self, message: str) -> None:
         kind = message.split(":")[0].split(" at step")[0]

@@ -16,6 +16,7 @@ from typing import Any
 
 from fxsparse.core.errors import ConfigError, nearest
 from fxsparse.core.granularity import read_granularity
+from fxsparse.lowering import check_trains_lowered
 from fxsparse.runtime.granularity import check_granularity
 from fxsparse.runtime.semantics import make_semantics
 from fxsparse.training.options import Option, check_choice, option, options_of
@@ -119,6 +120,9 @@ class TrainConfig:
     )
     compact: bool = option(
         False, "of channels: train with those that are active only, at the compact size", changeable=True
+    )
+    lower: bool = option(
+        False, "train on active weights alone: sparse kernels where they are faster (CPU)", changeable=True
     )
     sparsity: float | None = option(
         None, "share of the weights that is removed, where flops is not given", within="[0, 1)"
@@ -283,6 +287,10 @@ class TrainConfig:
         granularity = check_granularity(method, self.granularity, semantics)
         if self.compact and granularity.kind != "channel":
             raise ConfigError("compact is for granularity channel; single weights cannot be cut out")
+        if self.lower:
+            if granularity.kind == "channel":
+                raise ConfigError("lower is for single weights and blocks; channels are cut out: compact")
+            check_trains_lowered(method, semantics, None)
         if self.densities_from is not None and granularity.kind == "channel":
             raise ConfigError("densities_from is for single weights; of channels, take masks_from")
 

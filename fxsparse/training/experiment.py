@@ -89,6 +89,18 @@ class Experiment:
     def checkpoint_interval(self) -> int:
         return self.config.checkpoint_interval or self.eval_interval
 
+    def may_lower(self, step: int) -> bool:
+        """Whether weights are to be lowered before optimizer step `step`.
+
+        A method that starts dense is lowered when it has pruned for the last time.
+        """
+        if not self.config.lower or self.sparse.is_lowered:
+            return False
+        if not self.sparse.method.starts_dense:
+            return True
+        later = any(self.rewirer.schedule.is_update_step(t) for t in range(step, self.total_steps))
+        return not later and bool(self.rewirer.update_count)
+
     @property
     def watched_split(self) -> str:
         """The split that is evaluated during the run: the validation part where one is held out."""
@@ -132,6 +144,8 @@ def build(config: TrainConfig, saved: Mapping[str, Any] | None = None) -> Experi
     """
     config = config.resolved()
     device = choose_device(config.device)
+    if config.lower and device.type != "cpu":
+        raise ConfigError(f"lower is for the CPU, and the device is {device}; give --device cpu, or leave lower out")
     task = make_task(config, device)
     length = config.steps or config.epochs * len(task.train_batches)  # type: ignore[operator]
     total_steps = round(config.extend * length)

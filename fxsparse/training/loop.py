@@ -137,10 +137,12 @@ class _Loop:
         )
         try:
             with stop_requests() as stop, bar:
+                self._lower()
                 self._keep_weights()
                 for inputs, targets in self._batches():
                     self._train_step(inputs, targets)
                     bar.update()
+                    self._lower()
                     self._keep_weights()
                     self._after_step(bar, stop)
             return self._finish()
@@ -255,6 +257,14 @@ class _Loop:
                 raise self._diverged(f"{name} is no longer finite after step {self.step}")
         self._record_rewirings()
         self.last_checkpoint = self.folder.save_checkpoint(self.step, self._payload(), self.config.keep_checkpoints)
+
+    def _lower(self) -> None:
+        """Goes on with active weights alone where the configuration says so and the method is ready for it."""
+        if self.parts.may_lower(self.step):
+            sparse = self.parts.sparse.lower(train=True)
+            self.say(
+                f"lowered at step {self.step}: {len(sparse.lowered)} of {len(sparse.sites)} weights hold active values"
+            )
 
     def _keep_weights(self) -> None:
         """Saves the weights for good where the configuration says so, for another run to rewind to."""

@@ -118,6 +118,7 @@ Tensor sparse_linear_fused(
   int64_t vectors = 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) vectors *= shape[i];
   shape.back() = outputs;
+  if (vectors == 0 && inputs > 0) return at::empty(shape, x.options());
   const std::vector<int64_t> weight{outputs, inputs, 1, 1}, one{1, 1}, none{0, 0};
   if (vectors != 1) {
     const Tensor pixels = x.reshape({vectors, inputs}).t().unsqueeze(0).unsqueeze(2);

@@ -1,0 +1,5 @@
+"""Settings for the tests of lowering."""
+
+import pytest
+
+
