@@ -6,13 +6,12 @@ that were lowered for inference have their batch normalisation folded in, so the
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from .channels.channel_plan import channels_in
 from .core.errors import CheckpointError, ConfigError, InputError
@@ -26,6 +25,7 @@ from .lowering import (
     check_trains_lowered,
     lower_for_inference,
 )
+from .lowering.named_tensors import assign, check_rest_is_there, names_of, off_meta
 from .lowering.sparse_file import SparseFile, SparseFileWriter
 from .passes.trace import split_example
 from .runtime.lowered_site import Storage, pattern_of
@@ -51,7 +51,7 @@ def save_sparse(module: SparseModule | LoweredModule, path: str | Path) -> None:
         return
     writer = SparseFileWriter("module", module._get_name())
     with module._at_compact_or_full_size():
-        names = _names_of(module)
+        names = names_of(module)
         for site in module.sites:
             storage = module.lowered.get(site.name)
             weight = module.get_parameter(site.name).detach()
@@ -80,7 +80,7 @@ def _save_inference(module: LoweredModule, path: str | Path) -> None:
         starts, columns = module.get_buffer(site.starts), module.get_buffer(site.columns)
         order = _order(site.shape, site.block, starts, columns)
         writer.add_site(site.name, module.get_buffer(site.name)[order], site.shape, starts, columns, site.block)
-    _add_rest(writer, {name: tensor for name, tensor in _names_of(module).items() if name not in patterns | set(sites)})
+    _add_rest(writer, {name: tensor for name, tensor in names_of(module).items() if name not in patterns | set(sites)})
     writer.write(path)
 
 
@@ -125,12 +125,12 @@ def load_sparse(
             f"{path} is of a module that was lowered for inference, batch normalisation folded in; load it into such a "
             "module"
         )
-    names = _names_of(module)
+    names = names_of(module)
     weights = {id(module.get_parameter(site.name)): site for site in module.sites}
     rest = {name: t for name, t in _without_masks(module, names).items() if id(t) not in weights}
     _check_file(file, {site.name: (site.shape, names[site.name].dtype) for site in module.sites}, rest)
     rows = {site.name: file.rows(site.name) for site in module.sites}
-    _check_rest_is_there(module)
+    check_rest_is_there(module)
     if module.channels is not None:
         channels_in(module.channels, module.sites, _masks_of(module, file, rows))
     target, fresh = module, None
@@ -144,7 +144,7 @@ def load_sparse(
         fresh = target._plan_lowering(example, layers, lower == "train", active)
     storage = target._storage if fresh is None else fresh[0]
     _check_blocks(file, rows, storage)
-    target.example = _off_meta(target.example)
+    target.example = off_meta(target.example)
     with target._at_compact_or_full_size():
         _fill(target, file, rows, storage)
     if fresh is not None:
@@ -171,39 +171,6 @@ def _check_module(module: Any) -> None:
         raise ConfigError(
             f"a {type(module).__name__} is not sparse; save_sparse and load_sparse take what sparsify or lower returns"
         )
-
-
-def _names_of(module: nn.Module) -> dict[str, Tensor]:
-    """Everything that `state_dict` has by name, at the size that it is stored in."""
-    names: dict[str, Tensor] = {}
-    for path, inner in module.named_modules(remove_duplicate=False):
-        if type(inner).get_extra_state is not nn.Module.get_extra_state:
-            raise CheckpointError(f"{path} has an extra state, which is no tensor; save its state_dict instead")
-        held = {**inner._parameters, **inner._buffers}
-        for last, tensor in held.items():
-            if tensor is not None and last not in inner._non_persistent_buffers_set:
-                names[f"{path}.{last}" if path else last] = tensor
-    return names
-
-
-def _check_rest_is_there(module: nn.Module) -> None:
-    """Of a module on the meta device, what no file has would stay there."""
-    for path, inner in module.named_modules():
-        for last in inner._non_persistent_buffers_set:
-            buffer = inner._buffers.get(last)
-            if buffer is not None and buffer.is_meta:
-                name = f"{path}.{last}" if path else last
-                raise CheckpointError(f"{name} is on the meta device, and in no file, since it is not persistent")
-
-
-def _off_meta(example: Any) -> Any:
-    """An example of specs for a module that has memory now."""
-
-    def moved(leaf: Any) -> Any:
-        on_meta = isinstance(leaf, TensorSpec) and leaf.device.type == "meta"
-        return replace(leaf, device=torch.device("cpu")) if on_meta else leaf
-
-    return pytree.tree_map(moved, example, is_leaf=lambda leaf: isinstance(leaf, TensorSpec))
 
 
 def _without_masks(module: SparseModule, names: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -266,7 +233,7 @@ def _load_inference(module: LoweredModule, file: SparseFile) -> LoweredModule:
             'masked module, with lower="inference"'
         )
     sites = {site.name: site for site in _fused_sites(module)}
-    names = _names_of(module)
+    names = names_of(module)
     patterns = {part for site in sites.values() for part in (site.starts, site.columns)}
     rest = {name: tensor for name, tensor in names.items() if name not in patterns | set(sites)}
     _check_file(file, {name: (site.shape, names[name].dtype) for name, site in sites.items()}, rest)
@@ -347,7 +314,7 @@ def _fill(
     module: SparseModule, file: SparseFile, rows: dict[str, tuple[Tensor, Tensor]], storage: LoweredStorage | None
 ) -> None:
     weights = {id(module.get_parameter(site.name)) for site in module.sites}
-    rest = {name: t for name, t in _without_masks(module, _names_of(module)).items() if id(t) not in weights}
+    rest = {name: t for name, t in _without_masks(module, names_of(module)).items() if id(t) not in weights}
     for site in module.sites:
         starts, columns = rows.pop(site.name)
         before = file.sites[site.name].block
@@ -361,8 +328,8 @@ def _fill(
         dense.view(-1)[at] = file.tensor(site.name)
         kept = torch.zeros(site.shape, dtype=torch.bool)
         kept.view(-1)[at] = True
-        _assign(module, [site.name, *site.aliases], dense)
-        _assign(module, [name for name, t in module.named_buffers(remove_duplicate=False) if t is mask], kept)
+        assign(module, [site.name, *site.aliases], dense)
+        assign(module, [name for name, t in module.named_buffers(remove_duplicate=False) if t is mask], kept)
     _fill_rest(module, file, rest)
 
 
@@ -389,20 +356,4 @@ def _fill_rest(module: nn.Module, file: SparseFile, rest: dict[str, Tensor]) -> 
     for name, tensor in rest.items():
         by_tensor.setdefault(id(tensor), []).append(name)
     for names in by_tensor.values():
-        _assign(module, names, file.tensor(file.aliases.get(names[0], names[0])))
-
-
-def _assign(module: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
-    """Fills a tensor that has several names; one on the meta device is replaced."""
-    made: Tensor | None = None
-    for name in names:
-        owner, _, last = name.rpartition(".")
-        holder = module.get_submodule(owner)
-        table: Any = holder._parameters if last in holder._parameters else holder._buffers
-        own = table[last]
-        if not own.is_meta:
-            own.copy_(tensor)
-            return
-        if made is None:
-            made = nn.Parameter(tensor, own.requires_grad) if isinstance(own, nn.Parameter) else tensor
-        table[last] = made
+        assign(module, names, file.tensor(file.aliases.get(names[0], names[0])))
