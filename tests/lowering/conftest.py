@@ -1,5 +1,0 @@
-"""Settings for the tests of lowering."""
-
-import pytest
-
-
