@@ -3,51 +3,38 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .captured_module import CapturedModule
 from .channels import CompactModule, compact
 from .channels.analysis import captured_for_channels
-from .channels.channel_plan import channels_in
-from .core.channel_allocation import extents_of, kept_elements
+from .channels.channel_plan import channels_in, elements_left
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
-from .core.errors import ConfigError, RuntimeStateError
+from .core.errors import RuntimeStateError
 from .core.granularity import SINGLE_WEIGHTS, Granularity, UnitLayout, check_units, layouts_of
-from .core.masking import bernoulli_mask, floor_count, random_mask, seeded_generator
-from .core.records import Captured, Uncovered, WeightSite, specs_of
+from .core.masking import floor_count, initial_mask, seeded_generator
+from .core.records import Captured, Uncovered, WeightSite
 from .flops import FlopReport, count_module, planned_cost
 from .kernels import update_steps
-from .lowering import (
-    LoweredStorage,
-    captured_by,
-    check_follows,
-    check_lowered,
-    check_trains_lowered,
-    decide,
-    kernel_block,
-    lower_for_inference,
-)
+from .lowering import LowerableModule
 from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
 from .passes.lower_weights import RUN
 from .passes.remove_masks import remove_masks
-from .passes.trace import split_example
 from .report import channel_lines, site_report, unit_lines
 from .runtime.compaction import Compaction
-from .runtime.lowered_site import Storage
 from .runtime.methods import Method
 from .runtime.rewirer import Rewirer
 from .runtime.schedule import Schedule, UpdateSchedule
 from .runtime.semantics import Semantics
 
 
-class SparseModule(CapturedModule):
+class SparseModule(LowerableModule):
     """A masked `torch.fx.GraphModule` that trains in the user's own loop. Made by `fxsparse.sparsify`.
 
     Attributes:
@@ -63,7 +50,6 @@ class SparseModule(CapturedModule):
         unit_layouts: weight name -> its units, where they are blocks of weights; else empty.
         dense_gradient: whether `weight.grad` is dense in the present step (or the magnitude of it); the rewirer
             sets it.
-        lowered_run: under which number lowered calls remember what a dense gradient is made of.
     """
 
     sites: tuple[WeightSite, ...]
@@ -77,9 +63,7 @@ class SparseModule(CapturedModule):
     granularity: Granularity
     unit_layouts: Mapping[str, UnitLayout]
     dense_gradient: bool | str
-    lowered_run: int
     _rewirer: Rewirer | None
-    _storage: LoweredStorage | None
 
     def __init__(
         self,
@@ -122,19 +106,11 @@ class SparseModule(CapturedModule):
             if masks is not None:
                 mask = masks[site.name].to(weight.device).clone()
             else:
-                mask = self._initial_mask(site, weight, method.initial_sparsity(sparsities[site.name]))
+                sparsity, layout = method.initial_sparsity(sparsities[site.name]), self.unit_layouts.get(site.name)
+                generator, drawn = seeded_generator(seed, "mask", site.name), self.semantics.initial_masks
+                mask = initial_mask(weight, sparsity, generator, drawn == "bernoulli", layout)
             self.get_submodule(owner).register_buffer(f"{parameter}_mask", mask)
         self.apply_masks_()
-
-    def _initial_mask(self, site: WeightSite, weight: Tensor, sparsity: float) -> Tensor:
-        if weight.is_meta:
-            return torch.empty(weight.shape, dtype=torch.bool, device="meta")
-        generator = seeded_generator(self.seed, "mask", site.name)
-        draw = bernoulli_mask if self.semantics.initial_masks == "bernoulli" else random_mask
-        layout = self.unit_layouts.get(site.name)
-        if layout is not None:
-            return layout.spread(draw(torch.Size(layout.grid), sparsity, generator)).to(weight.device)
-        return draw(weight.shape, sparsity, generator).to(weight.device)
 
     # -- what is masked -----------------------------------------------------------------------------------
 
@@ -163,11 +139,6 @@ class SparseModule(CapturedModule):
             else int(mask.sum())
             for name, mask in self.masks.items()
         }
-
-    @property
-    def lowered(self) -> Mapping[str, Storage]:
-        """Weight name -> how it is stored, of the weights that are stored as their active values alone."""
-        return {} if self._storage is None else self._storage.weights
 
     @property
     def is_lowered(self) -> bool:
@@ -238,22 +209,6 @@ class SparseModule(CapturedModule):
         if self._rewirer is not None:
             self._rewirer.weights_loaded()
 
-    @contextmanager
-    def _at_full_size(self) -> Iterator[None]:
-        """All parameters and masks dense, and at their full size, for a while."""
-        with ExitStack() as stack:
-            stack.enter_context(self._at_compact_or_full_size())
-            if self._storage is not None:
-                stack.enter_context(self._storage.at_full_size(self, self._optimizer))
-            yield
-
-    def _at_compact_or_full_size(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._rewirer is None else self._rewirer.at_full_size()
-
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer | None:
-        return None if self._rewirer is None else self._rewirer.optimizer
-
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As `nn.Module.load_state_dict`; inactive weights are set to 0 afterwards.
 
@@ -296,7 +251,13 @@ class SparseModule(CapturedModule):
     def planned_counts(self, total_steps: int) -> list[tuple[int, dict[str, int]]]:
         """From which step of a run on each weight will have how many active elements, as far as it can be known."""
         if self.channels is not None:
-            return self._planned_by_channels(self.channels, total_steps)
+            planned = self.method.planned_counts(
+                {site.name: site.size for site in self.channels.sites},
+                self.channels.targets,
+                self.schedule(total_steps),
+                total_steps,
+            )
+            return elements_left(self.channels, {site.name: site.shape for site in self.sites}, planned)
         if self.method.initial_sparsity(0.5) == 0.5:
             sizes, targets = {site.name: site.numel for site in self.sites}, self.active_counts
             return self.method.planned_counts(sizes, targets, self.schedule(total_steps), total_steps)
@@ -304,15 +265,6 @@ class SparseModule(CapturedModule):
             self.unit_counts, self.target_units, self.schedule(total_steps), total_steps
         )
         return [(step, {name: self._elements(name, kept) for name, kept in counts.items()}) for step, counts in planned]
-
-    def _planned_by_channels(self, plan: ChannelPlan, total_steps: int) -> list[tuple[int, dict[str, int]]]:
-        sizes = {site.name: site.size for site in plan.sites}
-        planned = self.method.planned_counts(sizes, plan.targets, self.schedule(total_steps), total_steps)
-        extents = extents_of(plan.sites, {site.name: site.shape for site in self.sites})
-        return [
-            (step, {name: kept_elements(extent, plan.sites, kept) for name, extent in extents.items()})
-            for step, kept in planned
-        ]
 
     def attach(
         self,
@@ -352,101 +304,10 @@ class SparseModule(CapturedModule):
                 raise RuntimeStateError("compact=True is for channels; sparsify with granularity='channel'")
             labelled = label_channels(captured_for_channels(self))
             compaction = Compaction(self, optimizer, labelled, self.channels.sites)
-        if self.lowered:
-            check_trains_lowered(self.method, semantics, self.channels)
-            check_follows(optimizer, self.method)
+        self._check_lowered_training(optimizer, semantics)
         schedule = self.schedule(total_steps)
         self._rewirer = Rewirer(self, optimizer, self.method, schedule, self.seed, targets, semantics, compaction)
         return self._rewirer
-
-    def lower(
-        self,
-        backend: str = "cpu",
-        train: bool = False,
-        *,
-        example_input: Any = None,
-        layers: str | Sequence[str] = "auto",
-        verify: bool = True,
-    ) -> Any:
-        """Has masked layers compute with their active weights alone, on sparse kernels.
-
-        For inference: a copy that only runs, with batch normalisation folded in. With `train`, before or during
-        training: this module itself. Parameters, gradients and the optimizer's state of its lowered weights then hold
-        active weights alone; `state_dict` still speaks of dense ones. `raise_()` is the way back. Build the optimizer
-        afterwards, or attach it before: an attached one goes on, its state moved along.
-
-        Args:
-            backend: `"cpu"`.
-            train: whether to train.
-            example_input: as for `sparsify`: with the batch size that counts; by default the example of the capture.
-            layers: `"auto"`, which leaves dense what the cost model finds faster dense; `"all"`; or globs of weights.
-            verify: whether to compare outputs with the masked module's (for inference).
-
-        Returns:
-            A `LoweredModule`, or with `train` this module.
-
-        Raises:
-            ConfigError: another backend, or `layers` that is none of these.
-            RuntimeStateError: a method or optimizer that needs dense weights; training at the compact size.
-        """
-        if backend != "cpu":
-            raise ConfigError(f"backend: {backend!r} is not one of: cpu")
-        example = self.example if example_input is None else specs_of(split_example(example_input))
-        if train:
-            self._lower_for_training(example, layers)
-            return self
-        own = copy.deepcopy(self).raise_()
-        own._lower(example, layers, False, None)
-        assert own._storage is not None
-        lowered = lower_for_inference(captured_by(own, example), own._storage.decisions, layers)
-        if verify and not any(parameter.is_meta for parameter in self.parameters()):
-            check_lowered(self._get_name(), self, lowered, self.example)
-        return lowered
-
-    def raise_(self) -> "SparseModule":
-        """Undoes `lower(train=True)`: dense parameters and masks again; returns this module."""
-        if self._storage is not None:
-            graphs = self._storage.masked_graphs
-            self._storage.restore(self, self._optimizer)
-            self._storage = None
-            self.set_graphs(graphs)
-            if self._rewirer is not None:
-                self._rewirer.storage_changed()
-        return self
-
-    def _lower_for_training(self, example: tuple, layers: str | Sequence[str]) -> None:
-        semantics = self.semantics if self._rewirer is None else self._rewirer.semantics
-        check_trains_lowered(self.method, semantics, self.channels)
-        if self._rewirer is not None:
-            check_follows(self._rewirer.optimizer, self.method, bool(self._rewirer.update_count))
-        self.raise_()
-        self._lower(example, layers, True, self._optimizer)
-        if self._rewirer is not None:
-            self._rewirer.storage_changed()
-
-    def _lower(
-        self, example: tuple, layers: str | Sequence[str], train: bool, optimizer: torch.optim.Optimizer | None
-    ) -> None:
-        storage, graphs = self._plan_lowering(example, layers, train, self.active_counts)
-        storage.check(self, optimizer)
-        storage.store(self, optimizer)
-        self._take_storage(storage, graphs)
-
-    def _plan_lowering(
-        self, example: tuple, layers: str | Sequence[str], train: bool, active: Mapping[str, int]
-    ) -> tuple[LoweredStorage, dict[str, fx.Graph]]:
-        """How weights would be stored, and the graphs that then run; the module may be on the meta device."""
-        blocks = {site.name: kernel_block(site, self.granularity) for site in self.sites}
-        captured = captured_by(self, example)
-        decisions, calls = decide(captured, self.sites, active, blocks, layers, train)
-        shapes = {site.name: site.shape for site in self.sites}
-        planned = {name: Storage(shapes[name], blocks[name], tuple(found)) for name, found in calls.items()}
-        storage = LoweredStorage(decisions, planned, self.graphs)
-        return storage, storage.lowered_graphs(captured, train)
-
-    def _take_storage(self, storage: LoweredStorage, graphs: Mapping[str, fx.Graph]) -> None:
-        self._storage = storage
-        self.set_graphs(graphs)
 
     # -- reports and rewrites -----------------------------------------------------------------------------
 
@@ -483,7 +344,7 @@ class SparseModule(CapturedModule):
         own = copy.deepcopy(self).raise_()
         own.apply_masks_()
         tree = nn.Module()
-        mine = inspect.get_annotations(SparseModule)
+        mine = inspect.get_annotations(SparseModule) | inspect.get_annotations(LowerableModule)
         tree.__dict__.update({key: value for key, value in own.__dict__.items() if key not in mine})
         for site in self.sites:
             owner, _, mask = site.mask_name.rpartition(".")

@@ -130,3 +130,14 @@ def channels_in(plan: ChannelPlan, sites: Sequence[WeightSite], masks: Mapping[s
         if not torch.equal(mask, masks[name].cpu()):
             raise SelectionError(f"masks: that of {name} does not consist of whole channels; use granularity='weight'")
     return alive
+
+
+def elements_left(
+    plan: ChannelPlan, shapes: Mapping[str, tuple[int, ...]], planned: Sequence[tuple[int, Mapping[str, int]]]
+) -> list[tuple[int, dict[str, int]]]:
+    """From numbers of active channels a site, by step, to numbers of active elements a weight."""
+    extents = extents_of(plan.sites, shapes)
+    return [
+        (step, {name: kept_elements(extent, plan.sites, kept) for name, extent in extents.items()})
+        for step, kept in planned
+    ]

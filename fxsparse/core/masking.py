@@ -8,6 +8,7 @@ gradient (the loss gradient with respect to the *masked* weight, at all position
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,3 +111,20 @@ def random_mask(shape: torch.Size, sparsity: float, generator: torch.Generator) 
 def bernoulli_mask(shape: torch.Size, sparsity: float, generator: torch.Generator) -> Tensor:
     """A bool mask whose positions are False with probability `sparsity`, each by itself (CPU)."""
     return torch.rand(shape, generator=generator, dtype=torch.float64) >= sparsity
+
+
+def initial_mask(
+    weight: Tensor, sparsity: float, generator: torch.Generator, bernoulli: bool = False, layout: Any = None
+) -> Tensor:
+    """A random mask (bool) of a weight, on its device; on the meta device without values.
+
+    Args:
+        sparsity: the fraction that is masked out, exactly, or with `bernoulli` in expectation.
+        layout: the weight's units (`UnitLayout`) where they are not its elements; they are masked as one.
+    """
+    if weight.is_meta:
+        return torch.empty(weight.shape, dtype=torch.bool, device="meta")
+    draw = bernoulli_mask if bernoulli else random_mask
+    if layout is None:
+        return draw(weight.shape, sparsity, generator).to(weight.device)
+    return layout.spread(draw(torch.Size(layout.grid), sparsity, generator)).to(weight.device)

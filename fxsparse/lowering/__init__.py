@@ -1,20 +1,17 @@
 """Lowering: graphs that compute with active weights alone, for training and for inference."""
 
-from .checks import check_follows, check_lowered, check_trains_lowered
-from .decisions import Decision, captured_by, decide, decision_table, kernel_block
+from .checks import check_trains_lowered
+from .decisions import Decision, captured_by
 from .inference import LoweredModule, lower_for_inference
+from .lowerable import LowerableModule
 from .storage import LoweredStorage
 
 __all__ = [
     "Decision",
+    "LowerableModule",
     "LoweredModule",
     "LoweredStorage",
     "captured_by",
-    "check_follows",
-    "check_lowered",
     "check_trains_lowered",
-    "decide",
-    "decision_table",
-    "kernel_block",
     "lower_for_inference",
 ]

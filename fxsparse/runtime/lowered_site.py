@@ -193,6 +193,7 @@ def dense_weight_gradient(call: SparseCall, x: Tensor, dy: Tensor) -> Tensor:
     )[1]
 
 
-def weight_site(module: MaskedModule, site: WeightSite, target: int, storage: Storage | None) -> MaskedSite:
-    """The site of a weight, as it is stored."""
+def weight_site(module: MaskedModule, site: WeightSite, target: int) -> MaskedSite:
+    """The site of a weight, as it is stored now."""
+    storage = module.lowered.get(site.name)
     return MaskedSite(module, site, target) if storage is None else LoweredSite(module, site, target, storage)

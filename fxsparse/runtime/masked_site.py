@@ -1,6 +1,6 @@
 """The runtime's view of a weight that is stored densely; the interfaces that it has are those of `sites.py`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -166,3 +166,9 @@ class MaskedSite(Site, StoredSite):
         if active is not None:
             self._active, self._counted = active, (own, own._version)
         return grown
+
+
+def stray_site(sites: Sequence[StoredSite]) -> str | None:
+    """The first of some sites with a weight that is not 0 where it is inactive; one host synchronisation for all."""
+    stray = torch.stack([site.stray_weights() for site in sites]).tolist()
+    return next((site.name for site, count in zip(sites, stray, strict=True) if count), None)

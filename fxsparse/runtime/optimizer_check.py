@@ -1,6 +1,7 @@
 """What an optimizer must be for a module to be attached to it; refused before anything changes."""
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -35,4 +36,13 @@ def check_optimizer(module: MaskedModule, optimizer: torch.optim.Optimizer) -> N
         raise RuntimeStateError(
             f"the optimizer lacks {len(missing)} of {len(module.sites)} masked weights ({', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}); give it all of them, or exclude them in sparsify"
+        )
+
+
+def refuse_closure(args: tuple, kwargs: dict[str, Any]) -> None:
+    """`RuntimeStateError` for the arguments of a step that computes gradients by itself."""
+    if any(callable(argument) for argument in (*args, *kwargs.values())):
+        raise RuntimeStateError(
+            "optimizer.step(closure) is not supported: the gradients would come after the rewiring; "
+            "call loss.backward() and then optimizer.step()"
         )

@@ -22,23 +22,20 @@ from torch import Tensor
 
 from ..core.errors import FxSparseWarning, RuntimeStateError
 from .channel_state import ChannelState
+from .choose_patterns import Gradient, choose_patterns
 from .compaction import Compaction
 from .history import History, Rewiring
 from .lowered_site import weight_site
 from .lowered_state import LoweredState
 from .masked_blocks import MaskedBlocks
 from .masked_channels import MaskedChannels
-from .masked_site import MaskedModule, MaskedSite
+from .masked_site import MaskedModule, MaskedSite, stray_site
 from .methods import Method, Moment, Need, Pattern
-from .one_by_one import choose_one_by_one
-from .optimizer_check import check_optimizer
+from .optimizer_check import check_optimizer, refuse_closure
 from .schedule import Schedule
 from .semantics import Semantics
-from .sites import DenseGradient, Site, Watched
+from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
-
-Gradient = Tensor | DenseGradient | None
-"""Of a site: there, to be formed, or none."""
 
 
 class Rewirer:
@@ -89,15 +86,7 @@ class Rewirer:
             self._sites = watched = channels
         self.initial_counts = self._active_counts()
         self._telemetry = Telemetry(watched)
-        self._weights_first = (
-            not method.one_shot
-            and not {
-                "method": method.replaces_update,
-                "gradient": method.dense_gradient is Need.UPDATES,
-                "replaced": True,
-                "first": False,
-            }[semantics.weight_update]
-        )
+        self._weights_first = not method.replaces_weight_update(semantics)
         self._stashed: list[Gradient] | None = None
         self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked"
         self._scaler_skips = False
@@ -120,10 +109,7 @@ class Rewirer:
     def storage_changed(self) -> None:
         """Called when the module stores weights in another way than before: lowered, or dense again."""
         module, targets = self._module, self._targets
-        self._weights[:] = [
-            weight_site(module, site, targets.get(site.name, site.numel), module.lowered.get(site.name))
-            for site in module.sites
-        ]
+        self._weights[:] = [weight_site(module, site, targets.get(site.name, site.numel)) for site in module.sites]
         if module.unit_layouts:
             layouts = module.unit_layouts
             self._sites = [MaskedBlocks(site, layouts[site.name], targets[site.name]) for site in self._weights]
@@ -241,11 +227,7 @@ class Rewirer:
     # -- the hooks ----------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if any(callable(argument) for argument in (*args, *kwargs.values())):
-            raise RuntimeStateError(
-                "optimizer.step(closure) is not supported: the gradients would come after the rewiring; "
-                "call loss.backward() and then optimizer.step()"
-            )
+        refuse_closure(args, kwargs)
         self._lowered_state.stepped()
         # A fused optimizer under GradScaler is called even when it will skip the step by itself.
         found_inf = getattr(optimizer, "found_inf", None)
@@ -315,42 +297,24 @@ class Rewirer:
 
     @torch.no_grad()
     def _rewire(self, gradients: Sequence[Gradient]) -> None:
-        moment, needed = self._moment(), self.method.reads_gradient
+        moment = self._moment()
         pairs = [pair for pair in zip(self._sites, gradients, strict=True) if self._movable(pair[0])]
-        if any(callable(gradient) for _, gradient in pairs):
-            scale = getattr(self._optimizer, "grad_scale", None)
-            chosen = choose_one_by_one(self.method, pairs, moment, scale)
-            if chosen.finite:
-                self._warn_of_lacking(chosen.lacking)
-                self._take_over(chosen.sites, chosen.patterns, chosen.norms, moment)
-            else:
-                self._skip_infinite(moment)
+        chosen = choose_patterns(self.method, pairs, moment, getattr(self._optimizer, "grad_scale", None))
+        if chosen is None:
             return
-        present = [gradient for _, gradient in pairs if isinstance(gradient, Tensor)]
-        if present and not _all_finite(present):
+        if not chosen.finite:
             self._postponed = self.method.one_shot
-            self._skip_infinite(moment)
+            self._skip(moment, "a dense gradient was not finite")
+            self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
             return
-        if present and self.method.one_shot:  # there is no later rewiring: what has no gradient has no influence
-            pairs = [(site, site.zero_gradient() if g is None else g) for site, g in pairs]
-        ready = [(site, gradient) for site, gradient in pairs if gradient is not None or not needed]
-        self._warn_of_lacking([site for site, gradient in pairs if gradient is None and needed])
-        if not ready:
+        if chosen.lacking:
+            names = ", ".join(site.name for site in chosen.lacking)
+            self._warn_once(f"sites without a gradient are not rewired: {names}")
+        if not chosen.sites:
             self._postponed = self.method.one_shot and bool(pairs)
             self._skip(moment, "no site had a gradient" if pairs else "every site is dense")
             return
-        sites, given = [site for site, _ in ready], [gradient for _, gradient in ready]
-        patterns = self.method.new_patterns(sites, given, moment)  # type: ignore[arg-type]
-        if patterns:
-            self._take_over(sites, patterns, given, moment)  # type: ignore[arg-type]
-
-    def _skip_infinite(self, moment: Moment) -> None:
-        self._skip(moment, "a dense gradient was not finite")
-        self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
-
-    def _warn_of_lacking(self, sites: Sequence[Site]) -> None:
-        if sites:
-            self._warn_once(f"sites without a gradient are not rewired: {', '.join(site.name for site in sites)}")
+        self._take_over(chosen.sites, chosen.patterns, chosen.gradients, moment)
 
     def _take_over(
         self, sites: list[Site], patterns: list[Pattern], gradients: Sequence[Tensor | None], moment: Moment
@@ -408,14 +372,11 @@ class Rewirer:
         self._history.add_skipped(moment.step, moment.fraction, reason, self._active_counts())
 
     def _notice_stray_weights(self) -> None:
-        stray = torch.stack([site.stray_weights() for site in self._weights]).tolist()
-        if any(stray):
-            name = next(site.name for site, count in zip(self._weights, stray, strict=True) if count)
+        name = stray_site(self._weights)
+        if name is not None:
             self._remask_every_step = True
-            self._warn_once(
-                f"{type(self._optimizer).__name__} moved inactive weights ({name}); "
-                "they are set back to 0 after every step"
-            )
+            optimizer = type(self._optimizer).__name__
+            self._warn_once(f"{optimizer} moved inactive weights ({name}); they are set back to 0 after every step")
             for site in self._weights:
                 site.apply_mask_()
 
@@ -447,8 +408,3 @@ class Rewirer:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, FxSparseWarning, stacklevel=2)
-
-
-def _all_finite(tensors: list[Tensor]) -> bool:
-    """One answer for all tensors, with one host synchronisation."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())

@@ -166,6 +166,16 @@ class Method:
             return total_steps
         return schedule.update_steps(total_steps) if self.dense_gradient is Need.UPDATES else 0
 
+    def replaces_weight_update(self, semantics: Semantics) -> bool:
+        """Whether a rewiring takes the place of the step's weight update; otherwise it comes after it."""
+        choices = {
+            "method": self.replaces_update,
+            "gradient": self.dense_gradient is Need.UPDATES,
+            "replaced": True,
+            "first": False,
+        }
+        return self.one_shot or choices[semantics.weight_update]
+
     # -- rewiring -----------------------------------------------------------------------------------------
 
     @property
