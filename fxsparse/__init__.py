@@ -32,6 +32,7 @@ from .core.errors import (  # noqa: E402
 )
 from .core.masking import apply_mask  # noqa: E402
 from .flops import FlopReport, count_flops, plan_flops, planned_cost, realised_cost  # noqa: E402
+from .lowering import LoweredModule, lower  # noqa: E402
 from .runtime.history import Rewiring  # noqa: E402
 from .runtime.methods import Method, Moment, Need, Pattern, Quota, method_options, methods  # noqa: E402
 from .runtime.rewirer import Rewirer  # noqa: E402
@@ -57,6 +58,7 @@ __all__ = [
     "FxSparseError",
     "FxSparseWarning",
     "InputError",
+    "LoweredModule",
     "Method",
     "Moment",
     "Need",
@@ -76,6 +78,7 @@ __all__ = [
     "compact",
     "count_flops",
     "load_sparse",
+    "lower",
     "method_options",
     "methods",
     "plan_flops",

@@ -3,7 +3,7 @@
 from .checks import check_trains_lowered
 from .decisions import Decision, captured_by
 from .inference import LoweredModule, lower_for_inference
-from .lowerable import LowerableModule
+from .lowerable import LowerableModule, lower
 from .storage import LoweredStorage
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "LoweredStorage",
     "captured_by",
     "check_trains_lowered",
+    "lower",
     "lower_for_inference",
 ]

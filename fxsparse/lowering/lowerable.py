@@ -161,3 +161,10 @@ class LowerableModule(CapturedModule):
     @property
     def _optimizer(self) -> torch.optim.Optimizer | None:
         return None if self._rewirer is None else self._rewirer.optimizer
+
+
+def lower(sparse: LowerableModule, backend: str = "cpu", train: bool = False, **options: Any) -> Any:
+    """`sparse.lower(backend, train, **options)`: a masked module computes with its active weights alone."""
+    if not isinstance(sparse, LowerableModule):
+        raise ConfigError(f"a {type(sparse).__name__} has no masks; lower what sparsify returns")
+    return sparse.lower(backend, train, **options)

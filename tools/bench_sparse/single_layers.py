@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contenders import Loaded, once
 from .networks import Case, dense_network, relative_error
+from .turns import Loaded, once
 
 Shape = tuple[int, int, int, int, int]
 """Input channels, output channels, kernel (0: a linear layer), stride, side of the input picture (0: linear)."""
