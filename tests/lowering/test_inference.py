@@ -107,8 +107,13 @@ FORMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("capture", ["concrete", "export"])
-@pytest.mark.parametrize("form", FORMS)
+EXPORTED_QUICKLY = ("plain", "relu6", "in place")
+CAPTURES = [("concrete", form) for form in FORMS] + [
+    pytest.param("export", form, marks=[] if form in EXPORTED_QUICKLY else pytest.mark.slow) for form in FORMS
+]
+
+
+@pytest.mark.parametrize("capture, form", CAPTURES)
 def test_what_follows_a_convolution(form, capture):
     torch.manual_seed(1)
     model = randomised(Block(form)).double()
@@ -178,11 +183,11 @@ def test_what_has_no_kernel_stays_dense(name):
     "name, size",
     [
         ("mobilenet_v2", 33),
-        ("resnet18", 40),
+        pytest.param("resnet18", 40, marks=pytest.mark.slow),
         ("shufflenet_v2_x0_5", 33),
         ("squeezenet1_1", 40),
-        ("convnext_tiny", 32),
-        ("densenet121", 32),
+        pytest.param("convnext_tiny", 32, marks=pytest.mark.slow),
+        pytest.param("densenet121", 32, marks=pytest.mark.slow),
     ],
 )
 def test_torchvision(name, size):
