@@ -60,18 +60,17 @@ class SparsePattern:
             return f"its rows or columns do not start in order between 0 and {count}"
         if len(self.t_rows) != count or len(self.t_places) != count:
             return f"it lists {count} blocks by rows, {len(self.t_rows)} and {len(self.t_places)} by columns"
-        row = torch.repeat_interleave(self.starts.diff())
+        row = _repeated(self.starts)
         if count and not 0 <= int(self.columns.min()) <= int(self.columns.max()) < length:
             return f"columns outside of rows of {length} positions"
         if bool(((self.columns.diff() <= 0) & (row.diff() == 0)).any()):
             return "columns that do not ascend in their row"
         if count and not 0 <= int(self.t_places.min()) <= int(self.t_places.max()) < count:
             return f"places outside of {count} blocks"
-        places = self.t_places.long()
-        key = row // max(rows // self.groups, 1) * length + self.columns
-        if not torch.equal(row[places], self.t_rows.long()) or not torch.equal(
-            key[places], torch.repeat_interleave(self.t_starts.diff())
-        ):
+        if not torch.equal(row[self.t_places], self.t_rows):
+            return "the lists by rows and by columns hold other positions"
+        key = row.div_(max(rows // self.groups, 1), rounding_mode="floor").mul_(length).add_(self.columns)
+        if not torch.equal(key[self.t_places], _repeated(self.t_starts)):
             return "the lists by rows and by columns hold other positions"
         return None
 
@@ -161,6 +160,11 @@ class SparsePattern:
 def _is_starts(starts: Tensor, rows: int, count: int) -> bool:
     inside = len(starts) == rows + 1 and int(starts[0]) == 0 and int(starts[-1]) == count
     return inside and bool((starts.diff() >= 0).all())
+
+
+def _repeated(starts: Tensor) -> Tensor:
+    """Of each entry the row in which it is; int32, as temporaries of large patterns count."""
+    return torch.repeat_interleave(torch.arange(len(starts) - 1, dtype=torch.int32), starts.diff())
 
 
 def _starts(counts: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from ..kernels.build import cache_folder
 from ..passes.find_lowerable import SparseCall
 
 _REPEATS = 3
+_LARGEST = 2**22
+"""Elements of a weight that is measured whole; of a larger one some output channels are, and the time is scaled."""
 _STEP = math.log(1.1)
 
 
@@ -59,7 +61,10 @@ class CostModel:
         }
         key = json.dumps(kind, sort_keys=True, default=str)
         if key not in self._known:
-            self._known[key] = _measure(call, math.exp(step * _STEP), block, dtype, train)
+            part = _part_of(call)
+            share = part.weight[0] / call.weight[0]
+            times = _measure(part, math.exp(step * _STEP), block, dtype, train)
+            self._known[key] = [seconds / share for seconds in times]
             _write(self._file, self._known)
         return Estimate(*self._known[key])
 
@@ -82,6 +87,15 @@ def _write(file: Path | None, known: dict[str, list[float]]) -> None:
         scratch.replace(file)
     except OSError:
         return  # a folder that cannot be written: it is measured again the next time
+
+
+def _part_of(call: SparseCall) -> SparseCall:
+    """The call with fewer output channels where its weight is large, so that no such tensor is made."""
+    outputs, row = call.weight[0], math.prod(call.weight[1:])
+    kept = max(_LARGEST // row // 8 * 8, 8)
+    if call.groups > 1 or kept >= outputs:
+        return call
+    return replace(call, weight=(kept, *call.weight[1:]))
 
 
 def _measure(call: SparseCall, density: float, block: int, dtype: torch.dtype, train: bool) -> list[float]:

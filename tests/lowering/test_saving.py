@@ -74,7 +74,7 @@ def test_inference_modules(tmp_path):
 def in_blocks(monkeypatch, block):
     """Has modules that are lowered from now on store blocks, where their shapes allow."""
     made = lambda shape, _, calls: Storage(shape, block if shape[0] % 4 == 0 else 1, calls)  # noqa: E731
-    monkeypatch.setattr("fxsparse.sparse_module.Storage", made)
+    monkeypatch.setattr("fxsparse.lowering.lowerable.Storage", made)
 
 
 @pytest.mark.parametrize("read", [None, 1, 2, 4, "meta"])
@@ -361,7 +361,7 @@ def test_peak_of_a_large_layer(lower, tmp_path):
     writer.write(tmp_path / "large")
     command = [sys.executable, "-c", PEAK, str(tmp_path / "large"), lower]
     share = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 0.1 < share < 0.6
+    assert 0.1 < share < 0.75
 
 
 @pytest.mark.parametrize("lower", [None, "train", "inference"])

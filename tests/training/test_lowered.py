@@ -85,7 +85,7 @@ def test_a_run_is_resumed_in_either_way(before, after, tmp_path):
 @pytest.mark.parametrize(
     "options, why",
     [
-        ({"granularity": "channel"}, "lower is for single weights; channels are cut out: compact"),
+        ({"granularity": "channel"}, "lower is for single weights and blocks; channels are cut out: compact"),
         ({"method": "snfs"}, "snfs reads the dense gradient at every step"),
         ({"method": "rigl-sg"}, "redistribution looks at all sites at once"),
         ({"semantics_options": {"optimizer_state": "kept"}}, "keeps state at inactive positions"),
