@@ -29,11 +29,13 @@ from .lowering import (
     check_lowered,
     check_trains_lowered,
     decide,
+    decide_recurrences,
     kernel_block,
     lower_for_inference,
 )
 from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
+from .passes.lower_recurrent import SparseRecurrence
 from .passes.lower_weights import RUN
 from .passes.remove_masks import remove_masks
 from .passes.trace import split_example
@@ -359,7 +361,8 @@ class SparseModule(CapturedModule):
     ) -> Any:
         """Has masked layers compute with their active weights alone, on sparse kernels.
 
-        For inference: a copy that only runs, with batch normalisation folded in. With `train`, before or during
+        For inference: a copy that only runs, with batch normalisation folded in; one-layer `nn.GRU`s are lowered as
+        well, and an embedding that one reads is multiplied with its weight beforehand. With `train`, before or during
         training: this module itself. Parameters, gradients and the optimizer's state of its lowered weights then hold
         active weights alone; `state_dict` still speaks of dense ones. `raise_()` is the way back. Build the optimizer
         afterwards, or attach it before: an attached one goes on, its state moved along.
@@ -387,7 +390,8 @@ class SparseModule(CapturedModule):
         own = copy.deepcopy(self)
         own._lower(example, layers, False, None)
         assert own._storage is not None
-        lowered = lower_for_inference(captured_by(own, own.example), own._storage.decisions)
+        storage = own._storage
+        lowered = lower_for_inference(captured_by(own, own.example), storage.decisions, storage.recurrences)
         if verify and not any(parameter.is_meta for parameter in self.parameters()):
             check_lowered(self._get_name(), self, lowered, self.example)
         return lowered
@@ -418,9 +422,12 @@ class SparseModule(CapturedModule):
         blocks = {site.name: kernel_block(site, self.granularity) for site in self.sites}
         captured = captured_by(self, example)
         decisions, calls = decide(captured, self.sites, self.active_counts, blocks, layers, train)
+        recurrences: Sequence[SparseRecurrence] = ()
+        if not train:
+            decisions, recurrences = decide_recurrences(captured, self.sites, decisions, layers)
         shapes = {site.name: site.shape for site in self.sites}
         planned = {name: Storage(shapes[name], blocks[name], tuple(found)) for name, found in calls.items()}
-        storage = LoweredStorage(decisions, planned, self.graphs)
+        storage = LoweredStorage(decisions, planned, self.graphs, recurrences)
         graphs = storage.lowered_graphs(captured, train)
         storage.store(self, optimizer)
         self._storage = storage

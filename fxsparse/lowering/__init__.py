@@ -3,6 +3,7 @@
 from .checks import check_lowered, check_trains_lowered
 from .decisions import Decision, captured_by, decide, decision_table, kernel_block
 from .inference import LoweredModule, lower_for_inference
+from .recurrences import decide_recurrences
 from .storage import LoweredStorage
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "check_lowered",
     "check_trains_lowered",
     "decide",
+    "decide_recurrences",
     "decision_table",
     "kernel_block",
     "lower_for_inference",

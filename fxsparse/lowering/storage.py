@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from ..core.records import Captured
 from ..passes.choose_layout import choose_layout
 from ..passes.fuse_norms import fuse_norms
+from ..passes.lower_recurrent import SparseRecurrence
 from ..passes.lower_weights import lower_weights, pattern_names
 from ..runtime.lowered_site import Storage, pattern_of, restore_dense, store_values
 from .decisions import Decision
@@ -22,14 +23,20 @@ class LoweredStorage:
         decisions: what was decided on every site.
         weights: name -> how it is stored.
         masked_graphs: the graphs of the masked module, to go back to.
+        recurrences: GRU calls that are lowered as well, for inference.
     """
 
     def __init__(
-        self, decisions: Sequence[Decision], planned: Mapping[str, Storage], masked_graphs: Mapping[str, fx.Graph]
+        self,
+        decisions: Sequence[Decision],
+        planned: Mapping[str, Storage],
+        masked_graphs: Mapping[str, fx.Graph],
+        recurrences: Sequence[SparseRecurrence] = (),
     ) -> None:
         """`planned` says how weights are stored once `store` is called."""
         self.decisions = tuple(decisions)
         self.masked_graphs = dict(masked_graphs)
+        self.recurrences = tuple(recurrences)
         self.weights: dict[str, Storage] = {}
         self._planned = dict(planned)
 
