@@ -150,7 +150,9 @@ def load_sparse(
     if fresh is not None:
         target._take_storage(*fresh)
         if lower == "inference":
-            return lower_for_inference(captured_by(target, target.example), fresh[0].decisions, layers)
+            return lower_for_inference(
+                captured_by(target, target.example), fresh[0].decisions, layers, fresh[0].recurrences
+            )
         return target
     if target._rewirer is not None:
         target._rewirer.patterns_loaded()

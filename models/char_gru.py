@@ -1,7 +1,8 @@
 """The paper's character-level language model (section 4.2): one GRU between an embedding and a readout.
 
 The GRU is written out with `nn.Linear`s and a Python loop over time, so that every operation is in the graph, which is
-unrolled for the length of its example. (`nn.GRU` is masked as well, as one call for all steps.)
+unrolled for the length of its example. `unrolled=False` has `nn.GRU` in its place, which is masked as well, as one call
+for all steps, and is what runs fast.
 """
 
 import torch
@@ -41,19 +42,41 @@ class GRULayer(nn.Module):
         return torch.stack(states, dim=1), state
 
 
+class WholeGRU(nn.Module):
+    """A `GRULayer`'s weights in `nn.GRU`, with the interface of `GRULayer`."""
+
+    def __init__(self, layer: GRULayer) -> None:
+        super().__init__()
+        self.hidden = layer.hidden
+        self.gru = nn.GRU(layer.input_to_hidden.in_features, layer.hidden, batch_first=True)
+        with torch.no_grad():
+            for own, linear in (("ih", layer.input_to_hidden), ("hh", layer.hidden_to_hidden)):
+                getattr(self.gru, f"weight_{own}_l0").copy_(linear.weight)
+                getattr(self.gru, f"bias_{own}_l0").copy_(linear.bias)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `GRULayer`."""
+        states, last = self.gru(x, state[None])
+        return states, last[0]
+
+
 class CharGRU(nn.Module):
     """Next-character model: tokens (B, T) int64 to logits (B, T, num_classes) and the last GRU state.
 
     `num_classes` is the size of the vocabulary. `width` scales the embedding (128), the GRU (512) and the
     two readout layers (256, 128). The paper calls its embedding shared; `tie_embedding=True` makes the
-    output layer's weight the embedding's. Returns the state (B, hidden) to carry to the next stretch of text.
+    output layer's weight the embedding's. `unrolled=False` runs the same weights by `nn.GRU`, under its names for them.
+    Returns the state (B, hidden) to carry to the next stretch of text.
     """
 
-    def __init__(self, num_classes: int = 256, width: float = 1.0, tie_embedding: bool = False) -> None:
+    def __init__(
+        self, num_classes: int = 256, width: float = 1.0, tie_embedding: bool = False, unrolled: bool = True
+    ) -> None:
         super().__init__()
         embedding, hidden, readout = scaled(128, width), scaled(512, width), scaled(256, width)
         self.embedding = nn.Embedding(num_classes, embedding)
-        self.gru = GRULayer(embedding, hidden)
+        layer = GRULayer(embedding, hidden)
+        self.gru = layer if unrolled else WholeGRU(layer)
         self.readout1 = nn.Linear(hidden, readout)
         self.readout2 = nn.Linear(readout, embedding)
         self.output = nn.Linear(embedding, num_classes)
@@ -71,6 +94,6 @@ class CharGRU(nn.Module):
         return self.output(x), state
 
 
-def char_gru(num_classes: int = 256, width: float = 1.0, tie_embedding: bool = False) -> CharGRU:
+def char_gru(num_classes: int = 256, width: float = 1.0, tie_embedding: bool = False, unrolled: bool = True) -> CharGRU:
     """The paper's GRU: 1,179,648 linear weights in 5 tensors, beside the embedding's 32,768."""
-    return CharGRU(num_classes, width, tie_embedding)
+    return CharGRU(num_classes, width, tie_embedding, unrolled)

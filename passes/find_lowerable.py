@@ -9,7 +9,7 @@ from torch import fx
 
 from fxsparse.core.graphs import attribute, operand
 from fxsparse.core.masking import apply_mask
-from fxsparse.core.operations import WEIGHTED
+from fxsparse.core.operations import FUSED, WEIGHTED
 from fxsparse.core.records import Captured, TensorSpec, WeightSite, record_of
 
 _RANKS = {"linear": 0, "conv1d": 1, "conv2d": 2}
@@ -116,6 +116,10 @@ def _calls_of(
 
 
 def _call(mode: str, node: fx.Node, weight: fx.Node, shape: tuple[int, ...]) -> SparseCall | str:
+    if node.target is torch.gru:
+        return "a gru has a sparse kernel for inference alone"
+    if node.target in FUSED:
+        return f"{FUSED[node.target].name} has no sparse kernel"  # type: ignore[index]
     operation = WEIGHTED.get(node.target) if callable(node.target) else None
     if (
         operation is None

@@ -14,7 +14,8 @@ _ops: Any = torch.ops.fxsparse
 
 @define(
     "norm_activation(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, bool relu) "
-    "-> (Tensor, Tensor, Tensor)"
+    "-> (Tensor, Tensor, Tensor)",
+    in_kernels=True,
 )
 def _forward(x, residual, weight, bias, eps, relu):
     """Where the C++ kernels could not be built."""
@@ -26,7 +27,8 @@ def _forward(x, residual, weight, bias, eps, relu):
 
 @define(
     "norm_activation_backward(Tensor dy, Tensor x, Tensor y, Tensor? weight, Tensor mean, Tensor rstd, bool relu, "
-    "bool has_residual) -> (Tensor, Tensor, Tensor, Tensor)"
+    "bool has_residual) -> (Tensor, Tensor, Tensor, Tensor)",
+    in_kernels=True,
 )
 def _gradient(dy, x, y, weight, mean, rstd, relu, has_residual):
     dy = dy.masked_fill(y <= 0, 0) if relu else dy.clone()

@@ -39,12 +39,20 @@ for _schema in SCHEMAS:
 _ops: Any = torch.ops.fxsparse
 
 
-def define(schema: str) -> Callable[[Callable], Callable]:
-    """Makes a Python function an operator of the library."""
+def define(schema: str, *, in_kernels: bool = False) -> Callable[[Callable], Callable]:
+    """Makes a Python function an operator of the library.
+
+    Args:
+        in_kernels: whether the C++ has it as well, which then goes first and is loaded at the first call.
+    """
+    name = schema.partition("(")[0]
 
     def decorated(function: Callable) -> Callable:
+        def load_and_call(*args: Any) -> Any:
+            return function(*args) if kernels_in_use() == FALLBACK else getattr(_ops, name)(*args)
+
         _library.define(schema)
-        _library.impl(schema.partition("(")[0], function, "CompositeExplicitAutograd")
+        _library.impl(name, load_and_call if in_kernels else function, "CompositeExplicitAutograd")
         return function
 
     return decorated

@@ -48,25 +48,41 @@ class CostModel:
 
         Dense is the faster of torch's two memory formats.
         """
-        step = round(math.log(max(density, 1e-6)) / _STEP)
+        step = density_step(density)
         kind = {
             "call": {**asdict(call), "mode": "", "node": "", "input": call.input.shape, "output": call.output.shape},
             "density": step,
             "block": block,
             "dtype": str(dtype),
             "train": train,
+        }
+        part = _part_of(call)
+        share = part.weight[0] / call.weight[0]
+        times = self.remembered(kind, lambda: _measure(part, nearest_density(step), block, dtype, train))
+        return Estimate(*(seconds / share for seconds in times))
+
+    def remembered(self, kind: dict[str, Any], measure: Callable[[], list[float]]) -> list[float]:
+        """The seconds of a kind of call, measured where they are not known; `kind` is what they depend on."""
+        machine = {
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "torch": torch.__version__,
         }
-        key = json.dumps(kind, sort_keys=True, default=str)
+        key = json.dumps(kind | machine, sort_keys=True, default=str)
         if key not in self._known:
-            part = _part_of(call)
-            share = part.weight[0] / call.weight[0]
-            times = _measure(part, math.exp(step * _STEP), block, dtype, train)
-            self._known[key] = [seconds / share for seconds in times]
+            self._known[key] = measure()
             _write(self._file, self._known)
-        return Estimate(*self._known[key])
+        return self._known[key]
+
+
+def density_step(density: float) -> int:
+    """Densities that are measured as one have the same step."""
+    return round(math.log(max(density, 1e-6)) / _STEP)
+
+
+def nearest_density(step: int) -> float:
+    """The density that stands for a step."""
+    return math.exp(step * _STEP)
 
 
 def _read(file: Path | None) -> dict[str, list[float]]:
@@ -115,7 +131,7 @@ def _measure(call: SparseCall, density: float, block: int, dtype: torch.dtype, t
     inputs = [x if call.linear else x.transpose(0, 1).contiguous().transpose(0, 1)]
     inputs += [x.contiguous(memory_format=layout) for layout in formats]
     weights = [values, *([weight] * len(dense))]
-    times = _seconds([_step(f, x, w, train) for f, x, w in zip([sparse, *dense], inputs, weights, strict=True)])
+    times = best_seconds([_step(f, x, w, train) for f, x, w in zip([sparse, *dense], inputs, weights, strict=True)])
     return [times[0], min(times[1:])]
 
 
@@ -159,7 +175,8 @@ def _step(function: Callable, x: Tensor, weight: Tensor, train: bool) -> Callabl
     return both
 
 
-def _seconds(calls: list[Callable[[], Any]]) -> list[float]:
+def best_seconds(calls: list[Callable[[], Any]]) -> list[float]:
+    """The least seconds of each of some calls, which take turns."""
     best = [math.inf] * len(calls)
     for turn in range(_REPEATS + 1):
         for index, call in enumerate(calls):

@@ -88,7 +88,7 @@ def decide(
         SelectionError: a glob that matches no weight.
     """
     calls, reasons = find_lowerable(captured, sites)
-    wanted = _wanted(layers, [site.name for site in sites])
+    wanted = wanted_layers(layers, [site.name for site in sites])
     model = cost_model or CostModel()
     decisions = []
     for site in sites:
@@ -131,7 +131,8 @@ def decide_whole(
     return decisions, chosen
 
 
-def _wanted(layers: Any, names: Sequence[str]) -> set[str] | None:
+def wanted_layers(layers: Any, names: Sequence[str]) -> set[str] | None:
+    """The weights that `layers` names; None for `"auto"`."""
     if layers == "auto":
         return None
     if layers == "all":

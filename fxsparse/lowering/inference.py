@@ -14,6 +14,7 @@ from ..core.graphs import attribute
 from ..core.records import Captured
 from ..passes.choose_layout import choose_layout
 from ..passes.fuse_lowered import fuse_lowered
+from ..passes.lower_recurrent import SparseRecurrence, lower_recurrent
 from ..passes.remove_masks import remove_masks
 from .decisions import Decision, decide_whole, decision_table
 
@@ -48,7 +49,12 @@ class LoweredModule(CapturedModule):
 
 
 @torch.no_grad()
-def lower_for_inference(lowered: Captured, decisions: Sequence[Decision], layers: str | Sequence[str]) -> LoweredModule:
+def lower_for_inference(
+    lowered: Captured,
+    decisions: Sequence[Decision],
+    layers: str | Sequence[str],
+    recurrences: Sequence[SparseRecurrence] = (),
+) -> LoweredModule:
     """Fuses a lowered graph of eval mode.
 
     Args:
@@ -56,24 +62,30 @@ def lower_for_inference(lowered: Captured, decisions: Sequence[Decision], layers
             far as they are read.
         decisions: on the masked weights.
         layers: as for `decide`.
+        recurrences: GRU calls to lower as well.
     """
     more, whole = decide_whole(lowered, layers)
     decisions = [*decisions, *more]
-    masked = remove_masks(lowered.graphs["eval"])
-    graph, tensors = fuse_lowered(lowered.model, masked, whole)
+    graph, own = lower_recurrent(lowered.model, lowered.graphs["eval"], recurrences)
+    graph, tensors = fuse_lowered(lowered.model, remove_masks(graph), whole)
+    tensors |= own
     choose_layout(lowered.model, graph)
     root = nn.Module()
+    copied: dict[int, Any] = {id(lowered.model): root}  # submodules that run by a graph refer to the whole
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in tensors:
             root.register_buffer(str(node.target), tensors[str(node.target)])
         elif node.op in ("get_attr", "call_module"):
-            _copy_attribute(lowered.model, root, str(node.target))
+            _copy_attribute(lowered.model, root, str(node.target), copied)
+    for _, _, inside in lowered.units.distinct_graphs() if lowered.units else ():
+        for node in inside.find_nodes(op="get_attr"):
+            _copy_attribute(lowered.model, root, str(node.target), copied)
     both = {"train": graph, "eval": graph}
     captured = replace(lowered, model=root, graphs=both, flags={}, mode_readers=(), notes=list(lowered.notes))
     return LoweredModule(captured, decisions)
 
 
-def _copy_attribute(source: nn.Module, target: nn.Module, name: str) -> None:
+def _copy_attribute(source: nn.Module, target: nn.Module, name: str, copied: dict[int, Any]) -> None:
     """Copies an attribute to the same qualified name, with plain modules on the way to it."""
     *path, last = name.split(".")
     for atom in path:
@@ -89,5 +101,5 @@ def _copy_attribute(source: nn.Module, target: nn.Module, name: str) -> None:
         target.register_buffer(last, value.detach().clone())
         return
     else:
-        value = copy.deepcopy(value)
+        value = copy.deepcopy(value, copied)
     setattr(target, last, value)

@@ -13,6 +13,7 @@ from ..core.channel_sites import ChannelPlan
 from ..core.errors import ConfigError
 from ..core.granularity import Granularity
 from ..core.records import WeightSite, specs_of
+from ..passes.lower_recurrent import SparseRecurrence
 from ..passes.trace import split_example
 from ..runtime.lowered_site import Storage
 from ..runtime.methods import Method
@@ -20,6 +21,7 @@ from ..runtime.semantics import Semantics
 from .checks import check_follows, check_lowered, check_trains_lowered
 from .decisions import captured_by, decide, kernel_block
 from .inference import lower_for_inference
+from .recurrences import decide_recurrences
 from .storage import LoweredStorage
 
 
@@ -60,7 +62,8 @@ class LowerableModule(CapturedModule):
     ) -> Any:
         """Has masked layers compute with their active weights alone, on sparse kernels.
 
-        For inference: a copy that only runs, with batch normalisation folded in. With `train`, before or during
+        For inference: a copy that only runs, with batch normalisation folded in; one-layer `nn.GRU`s are lowered as
+        well, and an embedding that one reads is multiplied with its weight beforehand. With `train`, before or during
         training: this module itself. Parameters, gradients and the optimizer's state of its lowered weights then hold
         active weights alone; `state_dict` still speaks of dense ones. `raise_()` is the way back. Build the optimizer
         afterwards, or attach it before: an attached one goes on, its state moved along.
@@ -88,7 +91,8 @@ class LowerableModule(CapturedModule):
         own = copy.deepcopy(self).raise_()
         own._lower(example, layers, False, None)
         assert own._storage is not None
-        lowered = lower_for_inference(captured_by(own, example), own._storage.decisions, layers)
+        storage = own._storage
+        lowered = lower_for_inference(captured_by(own, example), storage.decisions, layers, storage.recurrences)
         if verify and not any(parameter.is_meta for parameter in self.parameters()):
             check_lowered(self._get_name(), self, lowered, self.example)
         return lowered
@@ -135,9 +139,12 @@ class LowerableModule(CapturedModule):
         blocks = {site.name: kernel_block(site, self.granularity) for site in self.sites}
         captured = captured_by(self, example)
         decisions, calls = decide(captured, self.sites, active, blocks, layers, train)
+        recurrences: Sequence[SparseRecurrence] = ()
+        if not train:
+            decisions, recurrences = decide_recurrences(captured, self.sites, decisions, layers)
         shapes = {site.name: site.shape for site in self.sites}
         planned = {name: Storage(shapes[name], blocks[name], tuple(found)) for name, found in calls.items()}
-        storage = LoweredStorage(decisions, planned, self.graphs)
+        storage = LoweredStorage(decisions, planned, self.graphs, recurrences)
         return storage, storage.lowered_graphs(captured, train)
 
     def _take_storage(self, storage: LoweredStorage, graphs: Mapping[str, fx.Graph]) -> None:

@@ -13,6 +13,7 @@ from ..kernels import SparsePattern
 from ..passes.choose_layout import choose_layout
 from ..passes.fuse_norms import fuse_norms
 from ..passes.keep_views import keep_views
+from ..passes.lower_recurrent import SparseRecurrence
 from ..passes.lower_weights import lower_weights, pattern_names
 from ..runtime.lowered_site import ADVICE, Storage, pattern_of, restore_dense, set_pattern, store_values
 from ..runtime.resizing import check_resizable, resize_parameter
@@ -26,14 +27,20 @@ class LoweredStorage:
         decisions: what was decided on every site.
         weights: name -> how it is stored.
         masked_graphs: the graphs of the masked module, to go back to.
+        recurrences: GRU calls that are lowered as well, for inference.
     """
 
     def __init__(
-        self, decisions: Sequence[Decision], planned: Mapping[str, Storage], masked_graphs: Mapping[str, fx.Graph]
+        self,
+        decisions: Sequence[Decision],
+        planned: Mapping[str, Storage],
+        masked_graphs: Mapping[str, fx.Graph],
+        recurrences: Sequence[SparseRecurrence] = (),
     ) -> None:
         """`planned` says how weights are stored once `store` is called."""
         self.decisions = tuple(decisions)
         self.masked_graphs = dict(masked_graphs)
+        self.recurrences = tuple(recurrences)
         self.weights: dict[str, Storage] = {}
         self._planned = dict(planned)
         self._order: dict[str, list[str]] = {}  # owner of lowered weights -> its buffers as they were

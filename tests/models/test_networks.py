@@ -135,6 +135,17 @@ def test_char_gru_carries_its_state():
     torch.testing.assert_close(carried, last)
 
 
+def test_char_gru_is_the_same_by_one_call():
+    torch.manual_seed(0)
+    unrolled = models.char_gru(width=1 / 16)
+    torch.manual_seed(0)
+    whole = models.char_gru(width=1 / 16, unrolled=False)
+    assert [type(module) for module in whole.modules()].count(nn.GRU) == 1
+    tokens, state = models.example_input("char_gru", size=12), torch.randn(2, 32)
+    for found, expected in zip(whole(tokens, state), unrolled(tokens, state), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_char_gru_ties_its_embedding_on_request():
     assert models.char_gru(width=1 / 16).output.weight.shape == (256, 8)
     tied = models.char_gru(width=1 / 16, tie_embedding=True)

@@ -60,7 +60,8 @@ def entrants_of(work: Work, sparsities: Iterable[float]) -> list[Entrant]:
         if work.kind == "layers":
             for over in ("over batch", "over width"):
                 found.append(Entrant(f"SparseProp {over}", "sparseprop", "rival", sparsity, {"variant": over}))
-        found.append(Entrant("fxsparse", "ours", "ours", sparsity))
+        more = {"variant": "nn.GRU"} if work.network == "char_gru" else {}
+        found.append(Entrant("fxsparse", "ours", "ours", sparsity, more))
     return found
 
 

@@ -16,9 +16,9 @@ def dense_network(case: Case) -> tuple[nn.Module, Tensor]:
     """The network with statistics as after training, and its input; the same at every call and in every process."""
     torch.manual_seed(0)
     given = {} if case["classes"] is None else {"num_classes": case["classes"]}
-    model = models.build(case["network"], **given)
     if case.get("variant") == "nn.GRU":
-        model.gru = WholeGRU(model.gru)
+        given["unrolled"] = False
+    model = models.build(case["network"], **given)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             # a block's last one is small, as its 0 at first is in training: else rounding grows from block to block
@@ -56,23 +56,6 @@ def sparse_network(case: Case) -> tuple[fxsparse.SparseModule, nn.Module, Tensor
     calibrate(model, case)
     sparse.load_state_dict(model.state_dict(), strict=False)
     return sparse, model, x
-
-
-class WholeGRU(nn.Module):
-    """PyTorch's own GRU call in place of the loop, with its weights: for what runs that faster."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.hidden = layer.hidden
-        self.gru = nn.GRU(layer.input_to_hidden.in_features, layer.hidden, batch_first=True)
-        with torch.no_grad():
-            for own, linear in (("ih", layer.input_to_hidden), ("hh", layer.hidden_to_hidden)):
-                getattr(self.gru, f"weight_{own}_l0").copy_(linear.weight)
-                getattr(self.gru, f"bias_{own}_l0").copy_(linear.bias)
-
-    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        states, last = self.gru(x, state[None])
-        return states, last[0]
 
 
 def first_output(output: Any) -> Tensor:

@@ -186,12 +186,12 @@ Written by `python tools/bench.py sparse --write FILE`. All fp32, on {machine}.
 
 `best other` is the fastest of PyTorch eager in both memory formats, `torch.compile` (for inference frozen), ONNX
 Runtime and OpenVINO (for inference, held to fp32), and for the character GRU the same network with `nn.GRU` in place
-of its loop; for single layers it is the better of SparseProp's two variants at the same sparsity. Each contender has a
-process of its own, and all take turns in one run. `ratio` divides the least seconds, `of medians` the medians,
-`of processor` the least processor time of all threads, which others on the machine disturb less. `error` is against
-the user's own eager model with masked weights: for outputs the largest difference over the largest magnitude; for a
-training step the norm of the difference over the norm, of the change that the step makes to each tensor, the worst
-tensor's.
+of its loop, which is also what is lowered; for single layers it is the better of SparseProp's two variants at the same
+sparsity. Each contender has a process of its own, and all take turns in one run. `ratio` divides the least seconds,
+`of medians` the medians, `of processor` the least processor time of all threads, which others on the machine disturb
+less. `error` is against the user's own eager model with masked weights: for outputs the largest difference over the
+largest magnitude; for a training step the norm of the difference over the norm, of the change that the step makes to
+each tensor, the worst tensor's.
 
 Sparsity is spread uniformly, the first layer dense. A training step is forward, backward and SGD with momentum
 (fused, for all), and counts with RigL at interval 100: (98 ordinary steps + the update step + the step after it) / 100,

@@ -9,6 +9,7 @@
 #include "checks.h"
 #include "instances.h"
 #include "normalisation.h"
+#include "recurrent.h"
 
 namespace fxsparse {
 namespace {
@@ -257,12 +258,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_activation_backward(
   return {dx, dresidual, dweight, dbias};
 }
 
+// x (batch, time, 3 padded parts), from the input, and h (batch, hidden) to the states (batch, time, hidden) and the last of them.
+std::tuple<Tensor, Tensor> sparse_gru(
+    const Tensor& x_, const Tensor& h_, const Tensor& values, at::TensorList tiles, const Tensor& bias) {
+  TORCH_CHECK_VALUE(x_.dim() == 3 && h_.dim() == 2 && h_.size(0) == x_.size(0),
+                    "expected (batch, time, gates) and (batch, hidden), got ", x_.sizes(), " and ", h_.sizes());
+  TORCH_CHECK(x_.size(1) > 0, "a sequence has at least one step");  // as torch.gru
+  TORCH_CHECK_VALUE(x_.scalar_type() == values.scalar_type() && h_.scalar_type() == values.scalar_type() &&
+                        bias.scalar_type() == values.scalar_type(),
+                    "the weights are ", values.scalar_type(), ", the input is ", x_.scalar_type(), ", the state ",
+                    h_.scalar_type());
+  TORCH_CHECK_VALUE(tiles.size() == 5 && tiles[3].numel() * tile_rows == values.numel(), "expected the tiles of these values");
+  const int64_t hidden = h_.size(1);
+  TORCH_CHECK_VALUE(bias.numel() == 3 * up_to(hidden, tile_rows) && tiles[4].numel() == hidden && x_.size(2) == bias.numel(), "the weights are not for a state of ", hidden);
+  for (const Tensor* part : {&values, &tiles[0], &tiles[1], &tiles[2], &tiles[3], &tiles[4], &bias})
+    TORCH_CHECK_VALUE(part->is_contiguous() && part->is_cpu(), "expected contiguous tensors on the CPU");
+  const Tensor x = x_.contiguous(), h = h_.contiguous();
+  const Tensor states = at::empty({x.size(0), x.size(1), hidden}, x.options()), last = at::empty_like(h);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "sparse_gru", [&] {
+    const SparseGRU<scalar_t> gru{
+        {tiles[0].const_data_ptr<int32_t>(), tiles[0].size(0), tiles[1].const_data_ptr<int32_t>(),
+         tiles[2].const_data_ptr<int32_t>(), tiles[3].const_data_ptr<int16_t>(), values.const_data_ptr<scalar_t>()},
+        bias.const_data_ptr<scalar_t>(), tiles[4].const_data_ptr<int32_t>(), x.size(1), hidden};
+    const auto *xs = x.const_data_ptr<scalar_t>(), *hs = h.const_data_ptr<scalar_t>();
+    auto *to = states.mutable_data_ptr<scalar_t>(), *ends = last.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, x.size(0), 1, [&](int64_t from, int64_t until) {
+      for (int64_t n = from; n < until; ++n)
+        gru.run(xs + n * gru.time * x.size(2), hs + n * hidden, to + n * gru.time * hidden, ends + n * hidden);
+    });
+  });
+  return {states, last};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fxsparse, CPU, m) {
   m.impl("sparse_conv2d", &sparse_conv2d);
   m.impl("sparse_conv2d_fused", &sparse_conv2d_fused);
   m.impl("sparse_linear_fused", &sparse_linear_fused);
+  m.impl("sparse_gru", &sparse_gru);
   m.impl("norm_activation", &norm_activation);
   m.impl("norm_activation_backward", &norm_activation_backward);
   m.impl("sparse_conv2d_input_gradient", &sparse_conv2d_input_gradient);
