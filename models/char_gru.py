@@ -48,7 +48,10 @@ class WholeGRU(nn.Module):
     def __init__(self, layer: GRULayer) -> None:
         super().__init__()
         self.hidden = layer.hidden
-        self.gru = nn.GRU(layer.input_to_hidden.in_features, layer.hidden, batch_first=True)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the layers after it draw the numbers that they draw beside a `GRULayer`
+            self.gru = nn.GRU(layer.input_to_hidden.in_features, layer.hidden, batch_first=True)
         with torch.no_grad():
             for own, linear in (("ih", layer.input_to_hidden), ("hh", layer.hidden_to_hidden)):
                 getattr(self.gru, f"weight_{own}_l0").copy_(linear.weight)
