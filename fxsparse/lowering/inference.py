@@ -12,7 +12,7 @@ from ..captured_module import CapturedModule
 from ..core.errors import InputError
 from ..core.graphs import attribute
 from ..core.records import Captured
-from ..passes.choose_layout import choose_layout
+from ..passes.choose_layout import choose_layout, pool_maxima
 from ..passes.fuse_lowered import fuse_lowered
 from ..passes.lower_recurrent import SparseRecurrence, lower_recurrent
 from ..passes.remove_masks import remove_masks
@@ -70,6 +70,7 @@ def lower_for_inference(
     graph, tensors = fuse_lowered(lowered.model, remove_masks(graph), whole)
     tensors |= own
     choose_layout(lowered.model, graph)
+    pool_maxima(lowered.model, graph)
     root = nn.Module()
     copied: dict[int, Any] = {id(lowered.model): root}  # submodules that run by a graph refer to the whole
     for node in graph.nodes:
