@@ -43,8 +43,12 @@ inline void multiply(
     const T* x, const int32_t* offsets, const T* values, int64_t count, const Ending<T>& ending, T* y, int64_t pitch) {
   constexpr int S = R * V <= 4 ? 2 : 1;
   Vec<T> sums[S][R][V];
+  // Every loop over the sums is unrolled: one that is not would keep them in memory.
+#pragma GCC unroll 2
   for (int s = 0; s < S; ++s)
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[s][r][v] = Vec<T>(s == 0 && ending.initial != nullptr ? ending.initial[r] : T(0));
   const auto add = [&](int s, int64_t p) {
     const T* from = x + offsets[p];
@@ -58,10 +62,13 @@ inline void multiply(
   };
   int64_t p = 0;
   for (; p + S <= count; p += S)
+#pragma GCC unroll 2
     for (int s = 0; s < S; ++s) add(s, p + s);
   for (; p < count; ++p) add(0, p);
   const Vec<T> low(ending.low), high(ending.high);
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       Vec<T> sum = sums[0][r][v];
       if constexpr (S == 2) sum = sum + sums[1][r][v];
@@ -78,13 +85,16 @@ template <typename T, int R, int J>
 inline void dot(const T* y, int64_t pitch, const T* x, const int32_t* offsets, int64_t length, T* dots) {
   constexpr int S = J * R <= 4 ? 2 : 1;
   Vec<T> sums[S][J * R];
+#pragma GCC unroll 2
   for (int s = 0; s < S; ++s)
+#pragma GCC unroll 8
     for (int i = 0; i < J * R; ++i) sums[s][i] = Vec<T>(T(0));
   for (int64_t n = 0; n < length; n += S * lanes<T>) {
 #pragma GCC unroll 2
     for (int s = 0; s < S; ++s) {
       const int64_t at = n + s * lanes<T>;
       Vec<T> rows[R];
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) rows[r] = Vec<T>::loadu(y + r * pitch + at);
 #pragma GCC unroll 8
       for (int j = 0; j < J; ++j) {
@@ -96,6 +106,7 @@ inline void dot(const T* y, int64_t pitch, const T* x, const int32_t* offsets, i
   }
   // Halves are added for all sums in turn, so that they do not wait for one another.
   alignas(64) T parts[J * R][lanes<T>];
+#pragma GCC unroll 8
   for (int i = 0; i < J * R; ++i) {
     if constexpr (S == 2) sums[0][i] = sums[0][i] + sums[1][i];
     sums[0][i].store(parts[i]);
