@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor
@@ -46,19 +47,43 @@ class SiteTelemetry:
         return self.active / self.size
 
 
+class _Seen:
+    """Positions that were ever active: eight to a byte on the CPU, a bool each elsewhere."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.shape, self.packed = mask.shape, mask.device.type == "cpu"
+        self.held = _packed(mask) if self.packed else mask.clone()
+
+    def add(self, mask: Tensor) -> None:
+        self.held = self.held | _packed(mask) if self.packed else self.held.to(mask.device) | mask
+
+    def mask(self) -> Tensor:
+        """Bool, of the site's shape."""
+        if not self.packed:
+            return self.held
+        bits = np.unpackbits(self.held.numpy(), count=self.shape.numel())
+        return torch.from_numpy(bits.view(np.bool_)).view(self.shape)
+
+
+def _packed(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+
 class Telemetry:
-    """Which positions were ever active, kept as one bool tensor a site. `observe` before the masks change."""
+    """Which positions of each site were ever active. `observe` before the masks change."""
 
     def __init__(self, sites: Sequence[Watched]) -> None:
         self._sites = sites
-        self._ever: dict[str, Tensor] = {}
+        self._ever: dict[str, _Seen] = {}
 
     @torch.no_grad()
     def observe(self) -> None:
         """Adds the present masks."""
         for site in self._sites:
-            before = self._ever.get(site.name)
-            self._ever[site.name] = site.mask.clone() if before is None else before.to(site.mask.device) | site.mask
+            if site.name in self._ever:
+                self._ever[site.name].add(site.mask)
+            else:
+                self._ever[site.name] = _Seen(site.mask)
 
     @torch.no_grad()
     def read(self, records: Iterable[Any]) -> list[SiteTelemetry]:
@@ -79,7 +104,7 @@ class Telemetry:
             name=site.name,
             active=site.active,
             size=site.size,
-            explored=int(self._ever[site.name].sum()) / site.size,
+            explored=int(self._ever[site.name].mask().sum()) / site.size,
             churn=sum(shares) / len(shares) if shares else 0.0,
             dead_outputs=dead_outputs,
             outputs=outputs,
@@ -90,10 +115,10 @@ class Telemetry:
 
     def state_dict(self) -> dict[str, Tensor]:
         self.observe()
-        return dict(self._ever)
+        return {name: seen.mask() for name, seen in self._ever.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._ever = {name: tensor.clone() for name, tensor in state.items()}
+        self._ever = {name: _Seen(mask) for name, mask in state.items()}
 
 
 def telemetry_table(rows: Sequence[SiteTelemetry]) -> str:
