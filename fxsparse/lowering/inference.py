@@ -24,7 +24,6 @@ class LoweredModule(CapturedModule):
 
     Attributes:
         decisions: what was decided on every site.
-        conversions: number of places where an activation is laid out anew for a layer that is sparse or dense.
     """
 
     decisions: tuple[Decision, ...]
