@@ -102,6 +102,10 @@ def norm_activation(
         batches: the module's `num_batches_tracked`, or None.
         momentum: of the running statistics; None for cumulative averages.
     """
+    narrow = x.dtype not in (torch.float32, torch.float64) or (residual is not None and residual.dtype != x.dtype)
+    if narrow:  # as under autocast, where layers that stay dense compute in bfloat16
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x, residual = x.to(wide), None if residual is None else residual.to(wide)
     if not training and running_mean is not None:
         y = rows_as_channels(
             F.batch_norm(channels_as_rows(x), running_mean, running_var, weight, bias, False, 0.0, eps), x

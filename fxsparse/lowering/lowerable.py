@@ -41,6 +41,10 @@ class LowerableModule(CapturedModule):
     _rewirer: Any
     _storage: LoweredStorage | None
 
+    def apply_masks_(self) -> None:
+        """Sets every inactive weight to exactly 0 in storage."""
+        raise NotImplementedError
+
     @property
     def active_counts(self) -> dict[str, int]:
         """Weight name -> number of active weights."""
@@ -89,6 +93,7 @@ class LowerableModule(CapturedModule):
             self._lower_for_training(example, layers)
             return self
         own = copy.deepcopy(self).raise_()
+        own.apply_masks_()  # of layers that stay dense, the stored zeros are all that masks them from here on
         own._lower(example, layers, False, None)
         assert own._storage is not None
         storage = own._storage

@@ -293,3 +293,12 @@ def test_compiled():
     x = torch.randn(2, 3, 8, 8).double()
     compiled = torch.compile(lowered, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), lowered(x))
+
+
+def test_masks_changed_in_place_hold_in_layers_that_stay_dense():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    x = torch.randn(2, 3, 9, 9)
+    sparse = fxsparse.sparsify(model, x, method="static", sparsity=0.5, distribution="uniform").eval()
+    sparse.masks["2.weight"][:, :4] = False
+    torch.testing.assert_close(sparse.lower(layers=["0.weight"], verify=False)(x), sparse(x))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fxsparse
+import fxsparse.models as models
 from fxsparse.kernels import update_steps
 
 from .runs import OPTIMIZERS, STEPS, Net, Run, assert_same_run, assert_same_state, masked
@@ -320,3 +321,16 @@ def test_replicas_are_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(fxsparse.RuntimeStateError, match="for one process"):
         masked().lower(train=True)
+
+
+def test_autocast_beside_layers_that_stay_dense():
+    """A shortcut in bfloat16 is added to a lowered branch in float32."""
+    torch.manual_seed(0)
+    model = models.build("small_resnet", in_channels=3)
+    x = torch.randn(4, 3, 16, 16)
+    sparse = fxsparse.sparsify(model, x, method="static", sparsity=0.5, verify=False)
+    lowered = copy.deepcopy(sparse).lower(train=True, layers=["*conv2.weight"])
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = sparse(x), lowered(x)
+    found.float().sum().backward()
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0.1, atol=0.1)
