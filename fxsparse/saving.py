@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from .channels.channel_plan import channels_in
 from .core.errors import CheckpointError, ConfigError, InputError
 from .core.records import TensorSpec, record_of, specs_of
+from .kernels import SparsePattern
 from .kernels.calls import fused_conv, fused_linear
-from .kernels.stored_pattern import pattern_of_rows, with_blocks
+from .kernels.stored_pattern import with_blocks
 from .lowering import (
     LoweredModule,
     LoweredStorage,
@@ -224,7 +225,7 @@ def _fused_sites(module: LoweredModule) -> Iterator[_FusedSite]:
 
 def _order(shape: tuple[int, ...], block: int, starts: Tensor, columns: Tensor) -> Tensor:
     """Row by row, where the values of blocks stand."""
-    return pattern_of_rows(shape, 1, block, starts, columns).indices().argsort()
+    return SparsePattern.of_rows(shape, 1, block, starts, columns).indices().argsort()
 
 
 @torch.no_grad()
@@ -296,7 +297,7 @@ def _masks_of(module: SparseModule, file: SparseFile, rows: dict[str, tuple[Tens
     masks = {}
     for site in module.sites:
         starts, columns = with_blocks(rows[site.name], file.sites[site.name].block, 1)
-        masks[site.name] = pattern_of_rows(site.shape, 1, 1, starts, columns).mask()
+        masks[site.name] = SparsePattern.of_rows(site.shape, 1, 1, starts, columns).mask()
     return masks
 
 
@@ -324,7 +325,7 @@ def _fill(
             _install(module, storage, site.name, storage.planned[site.name], file, (starts, columns))
             continue
         starts, columns = with_blocks((starts, columns), before, 1)
-        at = pattern_of_rows(site.shape, 1, 1, starts, columns).indices()
+        at = SparsePattern.of_rows(site.shape, 1, 1, starts, columns).indices()
         weight, mask = module.get_parameter(site.name), module.get_buffer(site.mask_name)
         dense = torch.zeros(site.shape, dtype=weight.dtype)
         dense.view(-1)[at] = file.tensor(site.name)
@@ -344,7 +345,7 @@ def _install(
     rows: tuple[Tensor, Tensor],
 ) -> None:
     starts, columns = with_blocks(rows, file.sites[name].block, stored.block)
-    pattern = pattern_of_rows(stored.shape, stored.groups, stored.block, starts, columns)
+    pattern = SparsePattern.of_rows(stored.shape, stored.groups, stored.block, starts, columns)
     values = file.tensor(name)
     if stored.block > 1:
         ordered = torch.empty_like(values)

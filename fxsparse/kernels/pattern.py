@@ -6,7 +6,7 @@ input the same blocks are listed column by column.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.errors import InputError
 
 _LIMIT = 2**31
+_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class SparsePattern:
         t_starts: (groups * row length + 1): where the blocks of each column of each group start, listed by columns.
         t_rows: (blocks): row of blocks of each block, listed by columns.
         t_places: (blocks): its place in the order of rows.
+        check: whether to look through all of it, which raises `InputError`; not for what was made from a mask or rows.
 
     Raises:
         InputError: the tensors are not such a pattern.
@@ -44,9 +46,10 @@ class SparsePattern:
     t_starts: Tensor
     t_rows: Tensor
     t_places: Tensor
+    check: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
-        if problem := self._problem():
+    def __post_init__(self, check: bool) -> None:
+        if check and (problem := self._problem()):
             raise InputError(f"not a pattern of a weight of shape {tuple(self.shape)}: {problem}")
 
     def _problem(self) -> str | None:
@@ -67,11 +70,14 @@ class SparsePattern:
             return "columns that do not ascend in their row"
         if count and not 0 <= int(self.t_places.min()) <= int(self.t_places.max()) < count:
             return f"places outside of {count} blocks"
-        if not torch.equal(row[self.t_places], self.t_rows):
-            return "the lists by rows and by columns hold other positions"
-        key = row.div_(max(rows // self.groups, 1), rounding_mode="floor").mul_(length).add_(self.columns)
-        if not torch.equal(key[self.t_places], _repeated(self.t_starts)):
-            return "the lists by rows and by columns hold other positions"
+        key = row // max(rows // self.groups, 1)
+        key.mul_(length).add_(self.columns)
+        by_column = _repeated(self.t_starts)
+        for at in range(0, count, _CHUNK):  # gathering makes int64 indices of the places
+            chunk = slice(at, at + _CHUNK)
+            places = self.t_places[chunk]
+            if not torch.equal(row[places], self.t_rows[chunk]) or not torch.equal(key[places], by_column[chunk]):
+                return "the lists by rows and by columns hold other positions"
         return None
 
     @classmethod
@@ -93,19 +99,30 @@ class SparsePattern:
         if mask.numel() >= _LIMIT:
             raise InputError(f"a weight of {mask.numel():,} elements has more positions than an int32 counts")
         at = rows.flatten().nonzero().squeeze(1)
-        row, column = at // max(length, 1), at % max(length, 1)
-        key = row // (rows.shape[0] // groups) * length + column if out else at
+        return cls.of_rows(tuple(mask.shape), groups, block, _starts(rows.sum(1)), at % max(length, 1))
+
+    @classmethod
+    def of_rows(
+        cls, shape: tuple[int, ...], groups: int, block: int, starts: Tensor, columns: Tensor
+    ) -> "SparsePattern":
+        """The pattern of compressed rows that are known to be right; nothing of the weight's size is made.
+
+        Args:
+            starts: (out / block + 1): where the blocks of each row of blocks start.
+            columns: (blocks): flattened input position of each block, ascending in a row.
+
+        Raises:
+            InputError: blocks that do not divide the output channels of a group.
+        """
+        if shape[0] % (groups * block):
+            raise InputError(f"blocks of {block} do not divide {shape[0]} output channels in {groups} groups")
+        length, rows = math.prod(shape[1:]), shape[0] // block
+        starts, columns = starts.int(), columns.int()  # as few bytes as do: this is the peak of loading
+        row = _repeated(starts)
+        key = columns if groups == 1 else row // max(rows // groups, 1) * length + columns
+        t_starts = _starts(torch.bincount(key, minlength=groups * length))
         places = torch.argsort(key, stable=True)
-        return cls(
-            tuple(mask.shape),
-            groups,
-            block,
-            _starts(rows.sum(1)),
-            column.int(),
-            _starts(torch.bincount(key, minlength=groups * length)),
-            row[places].int(),
-            places.int(),
-        )
+        return cls(tuple(shape), groups, block, starts, columns, t_starts, row[places], places.int(), check=False)
 
     @property
     def tensors(self) -> list[Tensor]:

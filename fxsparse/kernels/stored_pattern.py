@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from .pattern import SparsePattern, _starts
 
 _LIMIT = 2**31
 
@@ -69,20 +68,3 @@ def with_blocks(rows: tuple[Tensor, Tensor], before: int, after: int) -> tuple[T
         raise InputError(f"the rows do not share positions in blocks of {after}")
     shared = counts.view(-1, after)[:, 0]
     return torch.cat([shared.new_zeros(1), shared.cumsum(0)]), first
-
-
-def pattern_of_rows(shape: tuple[int, ...], groups: int, block: int, starts: Tensor, columns: Tensor) -> SparsePattern:
-    """The pattern of rows that `check_rows` has checked; nothing of the weight's size is made.
-
-    Raises:
-        InputError: blocks that do not divide the output channels of a group.
-    """
-    if shape[0] % (groups * block):
-        raise InputError(f"blocks of {block} do not divide {shape[0]} output channels in {groups} groups")
-    length, rows = math.prod(shape[1:]), shape[0] // block
-    columns = columns.int()  # as few bytes as do: this is the peak of loading
-    row = torch.repeat_interleave(torch.arange(rows, dtype=torch.int32), starts.diff().long())
-    key = columns if groups == 1 else row // max(rows // groups, 1) * length + columns
-    by_columns = _starts(torch.bincount(key, minlength=groups * length))
-    places = torch.argsort(key, stable=True)
-    return SparsePattern(tuple(shape), groups, block, starts.int(), columns, by_columns, row[places], places.int())

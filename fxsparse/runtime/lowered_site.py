@@ -42,8 +42,11 @@ class Storage:
 
 def pattern_of(module: Any, name: str, storage: Storage) -> SparsePattern:
     """The pattern whose tensors are the buffers of a lowered weight."""
-    tensors = [module.get_buffer(buffer) for buffer in pattern_names(name)]
-    return SparsePattern(storage.shape, storage.groups, storage.block, *tensors)
+    starts, columns, *by_columns = (module.get_buffer(buffer) for buffer in pattern_names(name))
+    t_starts, t_rows, t_places = by_columns
+    return SparsePattern(
+        *(storage.shape, storage.groups, storage.block, starts, columns, t_starts, t_rows, t_places), check=False
+    )
 
 
 def set_pattern(module: Any, name: str, pattern: SparsePattern) -> None:

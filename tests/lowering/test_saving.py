@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxsparse
 from fxsparse.kernels import SparsePattern
-from fxsparse.kernels.stored_pattern import check_rows, pattern_of_rows, with_blocks
+from fxsparse.kernels.stored_pattern import check_rows, with_blocks
 from fxsparse.lowering import LoweredModule
 from fxsparse.lowering.sparse_file import SparseFileWriter
 from fxsparse.runtime.lowered_site import Storage
@@ -247,7 +247,7 @@ def test_patterns_of_rows_are_those_of_masks(before, after):
         stored, expected = SparsePattern.of(mask, groups, before), SparsePattern.of(mask, groups, after)
         check_rows(shape, before, stored.starts, stored.columns)
         starts, columns = with_blocks((stored.starts, stored.columns), before, after)
-        found = pattern_of_rows(shape, groups, after, starts, columns)
+        found = SparsePattern.of_rows(shape, groups, after, starts, columns)
         assert all(map(torch.equal, expected.tensors, found.tensors)), (groups, shape)
     with pytest.raises(fxsparse.InputError, match="do not share positions in blocks of 2"):
         with_blocks((torch.tensor([0, 1, 2]), torch.tensor([0, 1])), 1, 2)
@@ -361,7 +361,7 @@ def test_peak_of_a_large_layer(lower, tmp_path):
     writer.write(tmp_path / "large")
     command = [sys.executable, "-c", PEAK, str(tmp_path / "large"), lower]
     share = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 0.1 < share < 0.75
+    assert 0.1 < share < 0.6
 
 
 @pytest.mark.parametrize("lower", [None, "train", "inference"])
