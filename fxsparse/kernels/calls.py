@@ -28,14 +28,12 @@ def lowered_conv(
 
     On update steps (`dense_gradient`) what the dense gradient is made of is remembered under `run` and `key`.
     """
-    if x.dtype != values.dtype:  # as under autocast, which knows nothing of these operators
-        x = x.to(values.dtype)
+    x = x.to(values.dtype)  # as under autocast, where layers that stay dense compute in bfloat16
     flat = x.dim() == 3
     if flat:
         x = x.unsqueeze(2)
     y = sparse_conv2d(x, values, pattern, bias, weight, stride, padding, dilation, groups, block)
-    if dense_gradient and values.requires_grad and torch.is_grad_enabled():
-        y = remember(y, x, run, key)
+    y = _remembered(y, x, values, dense_gradient, run, key)
     return y.squeeze(2) if flat else y
 
 
@@ -51,12 +49,14 @@ def lowered_linear(
     block: int,
 ) -> Tensor:
     """A linear layer; arguments as of `lowered_conv`."""
-    if x.dtype != values.dtype:
-        x = x.to(values.dtype)
+    x = x.to(values.dtype)
     y = sparse_linear(x, values, pattern, bias, weight, block)
-    if dense_gradient and values.requires_grad and torch.is_grad_enabled():
-        y = remember(y, x, run, key)
-    return y
+    return _remembered(y, x, values, dense_gradient, run, key)
+
+
+def _remembered(y: Tensor, x: Tensor, values: Tensor, dense_gradient: bool | str, run: int, key: str) -> Tensor:
+    wanted = dense_gradient and values.requires_grad and torch.is_grad_enabled()
+    return remember(y, x, run, key) if wanted else y
 
 
 def fused_conv(

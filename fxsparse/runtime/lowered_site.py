@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.records import WeightSite
 from ..kernels import SparsePattern, update_steps
@@ -87,21 +87,17 @@ class LoweredSite(MaskedSite):
     def __init__(self, module: MaskedModule, site: WeightSite, target: int, storage: Storage) -> None:
         super().__init__(module, site, target)
         self.storage = storage
-        self._window = update_steps.Window(lambda: self.values.grad)
+        self._window = update_steps.Window(lambda: self.parameter.grad)
         update_steps.watch(getattr(module, RUN), [call.key for call in storage.calls], self._window)
-
-    @property
-    def values(self) -> nn.Parameter:
-        return self.module.get_parameter(self.name)
 
     @property
     def pattern(self) -> SparsePattern:
         return pattern_of(self.module, self.name, self.storage)
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         """The dense weight, made now."""
-        return self.pattern.scatter(self.values.detach())
+        return self.pattern.scatter(self.parameter.detach())
 
     @property
     def mask(self) -> Tensor:
@@ -110,11 +106,11 @@ class LoweredSite(MaskedSite):
 
     @property
     def active(self) -> int:
-        return self.values.numel()
+        return self.parameter.numel()
 
     def gradient(self) -> Tensor | None:
         """The gradient of the active weights, of the dense shape with zeros; None where there was none."""
-        gradient = self.values.grad
+        gradient = self.parameter.grad
         return None if gradient is None else self.pattern.scatter(gradient)
 
     def deferred_gradient(self, magnitude: bool) -> DenseGradient | None:
@@ -124,7 +120,7 @@ class LoweredSite(MaskedSite):
     @torch.no_grad()
     def _dense_gradient(self, magnitude: bool) -> Tensor:
         """Of the remembered calls, which are forgotten; with `magnitude`, the magnitude of each pass counts."""
-        total = self.values.new_zeros(self.storage.shape)
+        total = self.parameter.new_zeros(self.storage.shape)
         calls = {call.key: call for call in self.storage.calls}
         for passage in self._window.take(self.name):
             parts = [dense_weight_gradient(calls[each.key], each.x, each.dy) for each in passage]
@@ -137,21 +133,10 @@ class LoweredSite(MaskedSite):
         self._window.forget()
 
     def zero_gradient(self) -> Tensor:
-        return self.values.new_zeros(self.storage.shape)
+        return self.parameter.new_zeros(self.storage.shape)
 
     def momentum(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        state = optimizer.state.get(self.values, {})
-        first = state.get("momentum_buffer", state.get("exp_avg"))
-        if not isinstance(first, Tensor):
-            return self.values.new_zeros(self.storage.shape)
-        second = state.get("exp_avg_sq")
-        if "momentum_buffer" not in state and isinstance(second, Tensor) and second.shape == first.shape:
-            first = first / (second.sqrt() + 1e-8)
-        return self.pattern.scatter(first)
-
-    def group(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        values = self.values
-        return next(group for group in optimizer.param_groups if any(p is values for p in group["params"]))
+        return self.pattern.scatter(self._mean_of_gradients(optimizer))
 
     def mask_gradient_(self, only_infinite: bool = False) -> None:
         """Nothing: only active weights have a gradient."""
@@ -181,7 +166,7 @@ class LoweredSite(MaskedSite):
         def moved(values: Tensor) -> Tensor:
             return new.gather(old.scatter(values).masked_fill_(~untouched, 0))
 
-        resize_parameter(self.values, self.name, optimizer, moved, ADVICE)
+        resize_parameter(self.parameter, self.name, optimizer, moved, ADVICE)
         set_pattern(self.module, self.name, new)
         return mask & ~before
 

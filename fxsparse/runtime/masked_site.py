@@ -55,8 +55,14 @@ class MaskedSite(Site, StoredSite):
 
     # Looked up by name each time: loading with `assign=True` replaces the Parameter object.
     @property
-    def weight(self) -> nn.Parameter:
+    def parameter(self) -> nn.Parameter:
+        """What the optimizer holds."""
         return self.module.get_parameter(self.name)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, dense."""
+        return self.parameter
 
     @property
     def mask(self) -> Tensor:
@@ -85,7 +91,7 @@ class MaskedSite(Site, StoredSite):
 
     def gradient(self) -> Tensor | None:
         """The gradient in `weight.grad`, at all positions on update steps; None where there was none."""
-        return self.weight.grad
+        return self.parameter.grad
 
     def deferred_gradient(self, magnitude: bool) -> DenseGradient | None:
         """None: a dense gradient is there."""
@@ -110,23 +116,28 @@ class MaskedSite(Site, StoredSite):
 
         SGD's momentum buffer; Adam's first moment over the root of the second (as the report's code takes it).
         """
-        state = optimizer.state.get(self.weight, {})
+        return self._mean_of_gradients(optimizer)
+
+    def _mean_of_gradients(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """`momentum`, of the parameter's shape."""
+        parameter = self.parameter
+        state = optimizer.state.get(parameter, {})
         if isinstance(state.get("momentum_buffer"), Tensor):
             return state["momentum_buffer"]
         if not isinstance(state.get("exp_avg"), Tensor):
-            return torch.zeros_like(self.weight)
-        if isinstance(state.get("exp_avg_sq"), Tensor) and state["exp_avg_sq"].shape == self.weight.shape:
+            return torch.zeros_like(parameter)
+        if isinstance(state.get("exp_avg_sq"), Tensor) and state["exp_avg_sq"].shape == parameter.shape:
             return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)
         return state["exp_avg"]
 
     def group(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's parameter group that holds the weight: its learning rate and other settings."""
-        weight = self.weight
-        return next(group for group in optimizer.param_groups if any(p is weight for p in group["params"]))
+        parameter = self.parameter
+        return next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
 
     @torch.no_grad()
     def mask_gradient_(self, only_infinite: bool = False) -> None:
-        gradient = self.weight.grad
+        gradient = self.parameter.grad
         if gradient is not None:
             away = ~(self.mask | torch.isfinite(gradient)) if only_infinite else ~self.mask
             gradient.masked_fill_(away, 0)
@@ -159,7 +170,7 @@ class MaskedSite(Site, StoredSite):
         weight.masked_fill_(~untouched, 0)
         if optimizer_state != "kept":
             cleared = ~untouched if optimizer_state == "masked" else mask & ~untouched
-            for state in optimizer.state.get(weight, {}).values():
+            for state in optimizer.state.get(self.parameter, {}).values():
                 if isinstance(state, Tensor) and state.shape == weight.shape:
                     state.masked_fill_(cleared, 0)
         own.copy_(mask)
