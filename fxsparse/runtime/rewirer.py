@@ -11,7 +11,6 @@ does not count.
 """
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..core.errors import FxSparseWarning, RuntimeStateError
+from ..core.errors import RuntimeStateError
 from .channel_state import ChannelState
 from .choose_patterns import Gradient, choose_patterns
 from .compaction import Compaction
@@ -36,6 +35,7 @@ from .schedule import Schedule
 from .semantics import Semantics
 from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
+from .warn_once import WarnOnce
 
 
 class Rewirer:
@@ -43,6 +43,7 @@ class Rewirer:
 
     Attributes:
         step_count: optimizer steps made.
+        optimizer: whose steps it follows.
         schedule: the `UpdateSchedule`.
         skipped_updates: rewirings that were due and skipped; `history` says why.
         initial_counts: site name -> number of active weights at step 0.
@@ -72,7 +73,7 @@ class Rewirer:
         self.step_count = 0
         self.skipped_updates = 0
         self._module = module
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._targets = targets
         self._weights: list[MaskedSite] = []
         self._sites: Sequence[Site] = ()
@@ -92,7 +93,7 @@ class Rewirer:
         self._scaler_skips = False
         self._postponed = False
         self._rewired_now = False
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce()
         self._history = History()
         self._walks = type(method).after_step is not Method.after_step
         self._walked: Tensor | None = None  # connections woken by `after_step` since the last record, by site
@@ -115,11 +116,6 @@ class Rewirer:
             self._sites = [MaskedBlocks(site, layouts[site.name], targets[site.name]) for site in self._weights]
         elif self._channels is None:
             self._sites = self._weights
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer whose steps it follows."""
-        return self._optimizer
 
     # -- what the user reads ------------------------------------------------------------------------------
 
@@ -283,7 +279,7 @@ class Rewirer:
         if not self.method.reads_gradient:
             return [None] * len(sites)
         # A fused optimizer under GradScaler is handed scaled gradients, and the scale.
-        scale, magnitude = getattr(self._optimizer, "grad_scale", None), self.semantics.gradient == "magnitude"
+        scale, magnitude = getattr(self.optimizer, "grad_scale", None), self.semantics.gradient == "magnitude"
         gradients = [site.deferred_gradient(magnitude) or site.gradient() for site in sites]
         return gradients if scale is None else [g / scale if isinstance(g, Tensor) else g for g in gradients]
 
@@ -293,13 +289,13 @@ class Rewirer:
 
     def _moment(self) -> Moment:
         fraction = self.schedule.fraction(self.step_count)
-        return Moment(self.step_count, fraction, self.seed, self._optimizer, self.semantics)
+        return Moment(self.step_count, fraction, self.seed, self.optimizer, self.semantics)
 
     @torch.no_grad()
     def _rewire(self, gradients: Sequence[Gradient]) -> None:
         moment = self._moment()
         pairs = [pair for pair in zip(self._sites, gradients, strict=True) if self._movable(pair[0])]
-        chosen = choose_patterns(self.method, pairs, moment, getattr(self._optimizer, "grad_scale", None))
+        chosen = choose_patterns(self.method, pairs, moment, getattr(self.optimizer, "grad_scale", None))
         if chosen is None:
             return
         if not chosen.finite:
@@ -330,7 +326,7 @@ class Rewirer:
             if is_thin(site, pattern.active):
                 self._warn_once(thin_message(site, pattern.active, self.step_count))
             kept = pattern.kept if zeroed else None
-            grown = site.take_over(pattern.mask, pattern.active, self._optimizer, kept, state)
+            grown = site.take_over(pattern.mask, pattern.active, self.optimizer, kept, state)
             counts.append(grown.sum())
             if gradient is not None and self.method.dense_gradient is not Need.NEVER:
                 norms.append(gradient if gradient.dim() == 0 else (gradient.float() * grown).norm())
@@ -356,7 +352,7 @@ class Rewirer:
         self._telemetry.observe()
         grown = torch.stack(
             [
-                site.take_over(pattern.mask, pattern.active, self._optimizer, pattern.kept).sum()
+                site.take_over(pattern.mask, pattern.active, self.optimizer, pattern.kept).sum()
                 for site, pattern in zip(sites, patterns, strict=True)
             ]
         )
@@ -375,7 +371,7 @@ class Rewirer:
         name = stray_site(self._weights)
         if name is not None:
             self._remask_every_step = True
-            optimizer = type(self._optimizer).__name__
+            optimizer = type(self.optimizer).__name__
             self._warn_once(f"{optimizer} moved inactive weights ({name}); they are set back to 0 after every step")
             for site in self._weights:
                 site.apply_mask_()
@@ -402,9 +398,3 @@ class Rewirer:
         """Lets go of what sites have remembered for a dense gradient."""
         for site in self._weights:
             site.forget()
-
-    def _warn_once(self, message: str) -> None:
-        kind = message.split(":")[0].split(" at step")[0]
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, FxSparseWarning, stacklevel=2)
