@@ -17,7 +17,8 @@ from .channels.channel_plan import channels_in, elements_left
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
 from .core.errors import RuntimeStateError
 from .core.granularity import SINGLE_WEIGHTS, Granularity, UnitLayout, check_units, layouts_of
-from .core.masking import floor_count, initial_mask, seeded_generator
+from .core.known_zeros import note_zeros
+from .core.masking import floor_count, in_format_of, initial_mask, seeded_generator
 from .core.records import Captured, Uncovered, WeightSite
 from .flops import FlopReport, count_module, planned_cost
 from .kernels import update_steps
@@ -104,7 +105,7 @@ class SparseModule(LowerableModule):
             weight = self.get_parameter(site.name)
             owner, _, parameter = site.name.rpartition(".")
             if masks is not None:
-                mask = masks[site.name].to(weight.device).clone()
+                mask = in_format_of(weight, masks[site.name])
             else:
                 sparsity, layout = method.initial_sparsity(sparsities[site.name]), self.unit_layouts.get(site.name)
                 generator, drawn = seeded_generator(seed, "mask", site.name), self.semantics.initial_masks
@@ -202,7 +203,9 @@ class SparseModule(LowerableModule):
         """Sets every inactive weight to exactly 0 in storage; of inactive channels, biases and norms too."""
         with self._at_full_size():
             for site in self.sites:
-                self.get_parameter(site.name).masked_fill_(~self.get_buffer(site.mask_name), 0)
+                weight, mask = self.get_parameter(site.name), self.get_buffer(site.mask_name)
+                weight.masked_fill_(~mask, 0)
+                note_zeros(weight, mask)
             if self.channels is not None and not any(mask.is_meta for mask in self.masks.values()):
                 for channels, alive in zip(self.channel_sites, self.active_channels.values(), strict=True):
                     clear_carriers(self, channels, ~alive)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from torch import fx
 
 from fxsparse.core.errors import SelectionError
+from fxsparse.core.graphs import operand
 from fxsparse.core.masking import apply_mask
+from fxsparse.core.operations import WEIGHTED
 from fxsparse.core.records import Captured, WeightSite, record_of, update_record
 
 GATE = "dense_gradient"
@@ -49,5 +51,14 @@ def insert_masks(captured: Captured, sites: Sequence[WeightSite]) -> bool:
             update_record(mask, module=module)
             update_record(masked, module=module, spec=record_of(weight).spec)
             weight.replace_all_uses_with(masked, delete_user_cb=lambda user, own=masked: user is not own)
+            if all(_is_only_weight(masked, user) for user in masked.users):
+                masked.update_kwarg("own_gradient", True)
             changed = True
     return changed
+
+
+def _is_only_weight(masked: fx.Node, user: fx.Node) -> bool:
+    """Whether `user` is a convolution or linear whose weight, and nothing else, is `masked`."""
+    if user.target not in WEIGHTED or operand(user, WEIGHTED[user.target].weight, "weight") is not masked:
+        return False
+    return [*user.args, *user.kwargs.values()].count(masked) == 1

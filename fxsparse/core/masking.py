@@ -4,17 +4,34 @@ A plain `weight * mask` cannot train RigL: its backward pass gives positions out
 and those gradients are what RigL grows by. `apply_mask` multiplies in the forward pass and lets a flag
 decide what the backward pass hands to `weight.grad`: the masked gradient on ordinary steps, the dense
 gradient (the loss gradient with respect to the *masked* weight, at all positions) on update steps.
+
+Between rewirings the stored weight is 0 already wherever the mask is False, and stays so. Where that is known
+(`known_zeros`) the product is the weight itself, and the forward pass costs nothing.
 """
 
 import hashlib
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .known_zeros import has_zeros
+
 STORED = ("stored", "stored magnitude")
 """Values of the gate under which the weight is read as it is stored, and gets the gradient of every position."""
+
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+FEW_THREADS = 4
+"""Up to so many NumPy's one is faster: torch makes a copy of the mask as integers, NumPy converts it piece by piece."""
 
 
 class _MaskedWeight(torch.autograd.Function):
@@ -23,7 +40,9 @@ class _MaskedWeight(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor, dense_gradient: bool | str) -> Tensor:
+    def forward(weight: Tensor, mask: Tensor, dense_gradient: bool | str, is_zeroed: bool, own: bool) -> Tensor:
+        if is_zeroed:
+            return weight.view_as(weight)
         if dense_gradient in STORED:
             return weight.clone(memory_format=torch.preserve_format)
         product = weight * mask
@@ -38,21 +57,46 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _, mask, ctx.dense_gradient = inputs
+        _, mask, ctx.dense_gradient, _, ctx.own = inputs
         if not ctx.dense_gradient:
             ctx.save_for_backward(mask)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
+        unused = None, None, None, None
         if ctx.dense_gradient in ("magnitude", "stored magnitude"):
-            return gradient.abs(), None, None
+            return gradient.abs(), *unused
         if ctx.dense_gradient:
-            return gradient, None, None
+            return gradient, *unused
         (mask,) = ctx.saved_tensors
-        return torch.where(mask, gradient, 0), None, None  # a product would turn infinite gradients into NaN
+        return (_mask_in_place if ctx.own and _is_plain(gradient) else _mask_gradient)(gradient, mask), *unused
 
 
-def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool | str = False) -> Tensor:
+def _mask_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
+    """`gradient` where `mask` is True, else 0. A product would turn infinite gradients into NaN."""
+    return torch.where(mask, gradient, 0)
+
+
+def _is_plain(gradient: Tensor) -> bool:
+    """Whether nobody compiles, differentiates or batches the backward pass."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(gradient) is not Tensor:
+        return False
+    return gradient.dtype in _BITS and not torch._C._functorch.is_functorch_wrapped_tensor(gradient)
+
+
+def _mask_in_place(gradient: Tensor, mask: Tensor) -> Tensor:
+    """The same, while the gradient is in the cache: the bits of each number, taken as an integer, times 0 or 1."""
+    bits = gradient.view(_BITS[gradient.dtype])
+    if bits.is_cpu and torch.get_num_threads() <= FEW_THREADS:
+        np.multiply(bits.numpy(), mask.numpy(), out=bits.numpy())
+    else:
+        bits.mul_(mask)
+    return gradient
+
+
+def apply_mask(
+    weight: Tensor, mask: Tensor, dense_gradient: bool | str = False, *, own_gradient: bool = False
+) -> Tensor:
     """The masked weight, `weight * mask`, as the convolutions and linears of a sparse graph see it.
 
     Args:
@@ -63,11 +107,15 @@ def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool | str = False)
             `"magnitude"` gives the absolute value at every position: what accumulates over micro-batches, and is
             averaged over replicas, is then the magnitude. `"stored"` and `"stored magnitude"` are as True and
             `"magnitude"`, of the weight as it is stored: what stands at inactive positions takes part.
+        own_gradient: whether the gradient that comes back is made for this call alone, as that of a convolution's or
+            a linear's weight is (that of a sum is its other term's too); it is then masked in place.
 
     Returns:
-        A new tensor of the weight's shape and dtype.
+        A tensor of the weight's shape and dtype: a view of a weight that is known to be 0 where it is masked out, else
+        a new one.
     """
-    return _MaskedWeight.apply(weight, mask, dense_gradient)
+    is_zeroed = not torch.compiler.is_compiling() and has_zeros(weight, mask)
+    return _MaskedWeight.apply(weight, mask, dense_gradient, is_zeroed, own_gradient)
 
 
 def floor_count(fraction: float, count: int) -> int:
@@ -123,8 +171,13 @@ def initial_mask(
         layout: the weight's units (`UnitLayout`) where they are not its elements; they are masked as one.
     """
     if weight.is_meta:
-        return torch.empty(weight.shape, dtype=torch.bool, device="meta")
+        return torch.empty_like(weight, dtype=torch.bool)
     draw = bernoulli_mask if bernoulli else random_mask
     if layout is None:
-        return draw(weight.shape, sparsity, generator).to(weight.device)
-    return layout.spread(draw(torch.Size(layout.grid), sparsity, generator)).to(weight.device)
+        return in_format_of(weight, draw(weight.shape, sparsity, generator))
+    return in_format_of(weight, layout.spread(draw(torch.Size(layout.grid), sparsity, generator)))
+
+
+def in_format_of(weight: Tensor, mask: Tensor) -> Tensor:
+    """A copy of a mask on the weight's device and in its memory format: what reads both reads them in one order."""
+    return torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(mask)

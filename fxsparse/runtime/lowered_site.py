@@ -147,6 +147,15 @@ class LoweredSite(MaskedSite):
     def stray_weights(self) -> Tensor:
         return torch.zeros((), dtype=torch.int64)
 
+    def stray_state(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        return []
+
+    def has_zeros(self) -> bool:
+        return False
+
+    def note_zeros(self) -> None:
+        """Nothing: there are none in storage."""
+
     @torch.no_grad()
     def take_over(
         self,

@@ -1,6 +1,6 @@
 """The runtime's view of a weight that is stored densely; the interfaces that it has are those of `sites.py`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..core.channel_sites import ChannelSite
 from ..core.granularity import Granularity, UnitLayout
+from ..core.known_zeros import has_zeros, note_zeros
 from ..core.records import WeightSite
 from .sites import DenseGradient, Site, StoredSite
 from .update_rules import snip_score
@@ -49,7 +50,9 @@ class MaskedSite(Site, StoredSite):
         self.size = site.numel
         self.output_dim = site.output_dim or 0
         self.target = target
-        self._mask_name = site.mask_name
+        holder, _, self._parameter_name = site.name.rpartition(".")
+        self._holder = module.get_submodule(holder)
+        self._mask_name = site.mask_name.rpartition(".")[2]
         self._counted: tuple[Tensor | None, int] = (None, -1)  # mask and its version, as of `_active`
         self._active = 0
 
@@ -57,7 +60,7 @@ class MaskedSite(Site, StoredSite):
     @property
     def parameter(self) -> nn.Parameter:
         """What the optimizer holds."""
-        return self.module.get_parameter(self.name)
+        return getattr(self._holder, self._parameter_name)
 
     @property
     def weight(self) -> Tensor:
@@ -66,7 +69,7 @@ class MaskedSite(Site, StoredSite):
 
     @property
     def mask(self) -> Tensor:
-        return self.module.get_buffer(self._mask_name)
+        return getattr(self._holder, self._mask_name)
 
     @property
     def active(self) -> int:
@@ -145,11 +148,30 @@ class MaskedSite(Site, StoredSite):
     @torch.no_grad()
     def apply_mask_(self) -> None:
         self.weight.masked_fill_(~self.mask, 0)
+        self.note_zeros()
 
     @torch.no_grad()
     def stray_weights(self) -> Tensor:
         """Number of inactive positions whose stored weight is not 0 (0-dim, on the device)."""
         return ((self.weight != 0) & ~self.mask).count_nonzero()
+
+    @torch.no_grad()
+    def stray_state(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """The same of each of the optimizer's buffers of the weight's shape."""
+        inactive = ~self.mask
+        return [
+            ((buffer != 0) & inactive).count_nonzero()
+            for buffer in optimizer.state.get(self.parameter, {}).values()
+            if isinstance(buffer, Tensor) and buffer.shape == inactive.shape
+        ]
+
+    def has_zeros(self) -> bool:
+        """Whether inactive weights are known to be 0 in storage."""
+        return has_zeros(self.parameter, self.mask)
+
+    def note_zeros(self) -> None:
+        """They are; the forward pass then need not multiply."""
+        note_zeros(self.parameter, self.mask)
 
     def grown(self, mask: Tensor) -> Tensor:
         return mask & ~self.mask
@@ -177,9 +199,3 @@ class MaskedSite(Site, StoredSite):
         if active is not None:
             self._active, self._counted = active, (own, own._version)
         return grown
-
-
-def stray_site(sites: Sequence[StoredSite]) -> str | None:
-    """The first of some sites with a weight that is not 0 where it is inactive; one host synchronisation for all."""
-    stray = torch.stack([site.stray_weights() for site in sites]).tolist()
-    return next((site.name for site, count in zip(sites, stray, strict=True) if count), None)

@@ -24,11 +24,12 @@ from .channel_state import ChannelState
 from .choose_patterns import Gradient, choose_patterns
 from .compaction import Compaction
 from .history import History, Rewiring
+from .kept_zeros import KeptZeros
 from .lowered_site import weight_site
 from .lowered_state import LoweredState
 from .masked_blocks import MaskedBlocks
 from .masked_channels import MaskedChannels
-from .masked_site import MaskedModule, MaskedSite, stray_site
+from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need, Pattern
 from .optimizer_check import check_optimizer, refuse_closure
 from .schedule import Schedule
@@ -103,6 +104,8 @@ class Rewirer:
         ]
         self._lowered_state = LoweredState(module, optimizer)
         self._handles += self._lowered_state.hooks()
+        self._zeros = KeptZeros(self._weights, optimizer)
+        self._handles.append(self._zeros.handle)
         if compaction is not None:
             self._handles += compaction.hooks()
         self._set_gate()
@@ -230,6 +233,7 @@ class Rewirer:
         self._scaler_skips = found_inf is not None and bool(found_inf.item())
         if self._scaler_skips:
             return
+        self._zeros.before_step()
         if self.step_count == 0:
             self.method.start_run(self._sites, self.seed)
         always = self.method.dense_gradient is Need.ALWAYS
@@ -264,12 +268,13 @@ class Rewirer:
             self._stashed = None
         if self._walks and (self._weights_first or not self._rewired_now):
             self._walk()
+        self._zeros.after_step()
         if self._postponed:
             self._postponed = False
             return
         self.step_count += 1
-        # At steps 1, 2, 4, 8, ...: a warm-up may hide it at first, and every look costs a host synchronisation.
-        if not self._remask_every_step and self.step_count.bit_count() == 1:
+        # Every look costs a host synchronisation.
+        if not self._remask_every_step and self._zeros.is_time_to_look(self.step_count):
             self._notice_stray_weights()
         self._set_gate()
 
@@ -368,8 +373,10 @@ class Rewirer:
         self._history.add_skipped(moment.step, moment.fraction, reason, self._active_counts())
 
     def _notice_stray_weights(self) -> None:
-        name = stray_site(self._weights)
-        if name is not None:
+        name = self._zeros.stray_weight()
+        if name is None:
+            self._zeros.found()
+        else:
             self._remask_every_step = True
             optimizer = type(self.optimizer).__name__
             self._warn_once(f"{optimizer} moved inactive weights ({name}); they are set back to 0 after every step")

@@ -157,6 +157,18 @@ class StoredSite(Protocol):
         """Number of inactive positions whose stored weight is not 0 (0-dim, on the device)."""
         ...
 
+    def stray_state(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """The same of each of the optimizer's buffers of the weight's shape."""
+        ...
+
+    def has_zeros(self) -> bool:
+        """Whether inactive weights are known to be 0 in storage: see `core.known_zeros`."""
+        ...
+
+    def note_zeros(self) -> None:
+        """They are; the forward pass then need not multiply."""
+        ...
+
 
 class Watched(Protocol):
     """What telemetry reads, of weights or of channels."""

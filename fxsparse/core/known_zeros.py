@@ -1,0 +1,28 @@
+"""Which weights are known to be 0 already wherever their mask is False, so that nothing has to be multiplied.
+
+Whoever writes such zeros says so here; what is known is forgotten by itself as soon as anybody writes to the weight or
+to the mask, which the version counters of tensors tell. They do not tell of writes through `.data`.
+"""
+
+import weakref
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
+
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary(ref_type=WeakIdRef)  # mask -> the weight, and both as they were
+
+
+def _state(weight: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
+    return weight._version, weight.data_ptr(), mask._version, mask.data_ptr()
+
+
+def note_zeros(weight: Tensor, mask: Tensor) -> None:
+    """`weight` is 0 where `mask` (bool, the same shape) is False."""
+    if not weight.is_meta:
+        _known[mask] = weakref.ref(weight), _state(weight, mask)
+
+
+def has_zeros(weight: Tensor, mask: Tensor) -> bool:
+    """Whether `note_zeros` was told so of these very tensors, and neither was written to since."""
+    known = _known.get(mask)
+    return known is not None and known[0]() is weight and known[1] == _state(weight, mask)
