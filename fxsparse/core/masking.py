@@ -42,7 +42,7 @@ class _MaskedWeight(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, mask: Tensor, dense_gradient: bool | str, is_zeroed: bool, own: bool) -> Tensor:
         if is_zeroed:
-            return weight.view_as(weight)
+            return torch.ops.aten.alias(weight)  # of the very strides: a view of the same shape may have others
         if dense_gradient in STORED:
             return weight.clone(memory_format=torch.preserve_format)
         product = weight * mask
@@ -152,7 +152,9 @@ def random_mask(shape: torch.Size, sparsity: float, generator: torch.Generator) 
     mask = torch.ones(shape, dtype=torch.bool)
     removed = floor_count(sparsity, mask.numel())
     if removed:
-        mask.view(-1)[torch.randperm(mask.numel(), generator=generator)[:removed]] = False
+        narrow = torch.int32 if mask.numel() < 2**31 else torch.int64  # the same permutation, in half the memory
+        order = torch.randperm(mask.numel(), generator=generator, dtype=narrow)
+        mask.view(-1).numpy()[order[:removed].numpy()] = False
     return mask
 
 

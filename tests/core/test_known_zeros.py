@@ -60,6 +60,15 @@ def test_copies_and_what_is_loaded_are_other_tensors():
     torch.save({"mask": mask}, buffer)  # nothing of it is saved along
 
 
+@pytest.mark.parametrize("shape", [(24, 24, 1, 1), (24, 1, 3, 3)])
+def test_it_has_the_strides_of_the_weight(shape):
+    # Of dimensions of size one too: torch reads a memory format from them, and picks a kernel by it.
+    mask = torch.rand(shape) > 0.5
+    weight = torch.randn(shape).masked_fill(~mask, 0).to(memory_format=torch.channels_last)
+    note_zeros(weight, mask)
+    assert apply_mask(weight, mask).stride() == weight.stride()
+
+
 @pytest.mark.parametrize("threads", [1, masking.FEW_THREADS + 1])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_gradient_masked_in_place_has_the_bits_of_one_that_is_chosen_from(dtype, threads, monkeypatch):
