@@ -11,6 +11,7 @@ from ..core.granularity import Granularity, UnitLayout
 from ..core.records import WeightSite
 from .sites import DenseGradient, Site, StoredSite
 from .update_rules import snip_score
+from .zeroing import zero_outside_
 
 
 class MaskedModule(Protocol):
@@ -139,12 +140,11 @@ class MaskedSite(Site, StoredSite):
     def mask_gradient_(self, only_infinite: bool = False) -> None:
         gradient = self.parameter.grad
         if gradient is not None:
-            away = ~(self.mask | torch.isfinite(gradient)) if only_infinite else ~self.mask
-            gradient.masked_fill_(away, 0)
+            zero_outside_(gradient, self.mask | torch.isfinite(gradient) if only_infinite else self.mask)
 
     @torch.no_grad()
     def apply_mask_(self) -> None:
-        self.weight.masked_fill_(~self.mask, 0)
+        zero_outside_(self.weight, self.mask)
 
     @torch.no_grad()
     def stray_weights(self) -> Tensor:
@@ -167,12 +167,12 @@ class MaskedSite(Site, StoredSite):
         weight, own = self.weight, self.mask
         grown = mask & ~own
         untouched = mask & own if kept is None else mask & own & kept
-        weight.masked_fill_(~untouched, 0)
+        zero_outside_(weight, untouched)
         if optimizer_state != "kept":
-            cleared = ~untouched if optimizer_state == "masked" else mask & ~untouched
+            spared = untouched if optimizer_state == "masked" else untouched | ~mask
             for state in optimizer.state.get(self.parameter, {}).values():
                 if isinstance(state, Tensor) and state.shape == weight.shape:
-                    state.masked_fill_(cleared, 0)
+                    zero_outside_(state, spared)
         own.copy_(mask)
         if active is not None:
             self._active, self._counted = active, (own, own._version)

@@ -36,6 +36,7 @@ from .semantics import Semantics
 from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 from .warn_once import WarnOnce
+from .zeroing import norm_within
 
 
 class Rewirer:
@@ -327,9 +328,9 @@ class Rewirer:
                 self._warn_once(thin_message(site, pattern.active, self.step_count))
             kept = pattern.kept if zeroed else None
             grown = site.take_over(pattern.mask, pattern.active, self.optimizer, kept, state)
-            counts.append(grown.sum())
+            counts.append(grown.count_nonzero())
             if gradient is not None and self.method.dense_gradient is not Need.NEVER:
-                norms.append(gradient if gradient.dim() == 0 else (gradient.float() * grown).norm())
+                norms.append(gradient if gradient.dim() == 0 else norm_within(gradient, grown))
         if self._channels is not None:
             self._channels.close()
         self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
