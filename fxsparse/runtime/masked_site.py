@@ -1,6 +1,6 @@
 """The runtime's view of a weight that is stored densely; the interfaces that it has are those of `sites.py`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -52,7 +52,7 @@ class MaskedSite(Site, StoredSite):
         self.target = target
         self._mask_name = site.mask_name
         self._counted: tuple[Tensor | None, int] = (None, -1)  # mask and its version, as of `_active`
-        self._active = 0
+        self._active: int | Tensor = 0
 
     # Looked up by name each time: loading with `assign=True` replaces the Parameter object.
     @property
@@ -76,7 +76,12 @@ class MaskedSite(Site, StoredSite):
         if mask is not counted or mask._version != version:
             self._active = int(mask.sum())
             self._counted = (mask, mask._version)
+        self._active = int(self._active)
         return self._active
+
+    def count(self) -> int | Tensor:
+        mask, (counted, version) = self.mask, self._counted
+        return self._active if mask is counted and mask._version == version else self.active
 
     def magnitude(self) -> Tensor:
         """The magnitude of each weight, of the weight's shape."""
@@ -163,7 +168,7 @@ class MaskedSite(Site, StoredSite):
         kept: Tensor | None = None,
         optimizer_state: str = "masked",
     ) -> Tensor:
-        """Replaces the pattern in place; see `Site.take_over`. With `active` None it is counted when asked for."""
+        """Replaces the pattern in place; see `Site.take_over`. `active` None is counted, and read when asked for."""
         weight, own = self.weight, self.mask
         grown = mask & ~own
         untouched = mask & own if kept is None else mask & own & kept
@@ -174,12 +179,6 @@ class MaskedSite(Site, StoredSite):
                 if isinstance(state, Tensor) and state.shape == weight.shape:
                     zero_outside_(state, spared)
         own.copy_(mask)
-        if active is not None:
-            self._active, self._counted = active, (own, own._version)
+        self._active = own.count_nonzero() if active is None else active
+        self._counted = (own, own._version)
         return grown
-
-
-def stray_site(sites: Sequence[StoredSite]) -> str | None:
-    """The first of some sites with a weight that is not 0 where it is inactive; one host synchronisation for all."""
-    stray = torch.stack([site.stray_weights() for site in sites]).tolist()
-    return next((site.name for site, count in zip(sites, stray, strict=True) if count), None)

@@ -54,12 +54,17 @@ def set_update(weight: Tensor, mask: Tensor, k: int, generator: torch.Generator)
     Returns:
         The new mask: bool, the weight's shape and the same number of active positions.
     """
-    return grow_largest(lottery(mask.shape, generator).to(mask.device), drop_smallest(weight, mask, k), k)
+    return grow_largest(lottery(mask.shape, generator, mask.device), drop_smallest(weight, mask, k), k)
 
 
-def lottery(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A random number in [0, 1) for each position (float64, CPU): the largest of them are a fair draw."""
-    return torch.rand(shape, generator=generator, dtype=torch.float64)
+def lottery(shape: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
+    """A random number in [0, 1) for each position (float64): the largest of them are a fair draw.
+
+    `generator` is one of the CPU. A CUDA device fetches the numbers from pinned memory, so that the host goes on.
+    """
+    fetched = device.type == "cuda"
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float64, pin_memory=fetched)
+    return drawn.to(device, non_blocking=fetched)
 
 
 def snip_score(weight: Tensor, gradient: Tensor) -> Tensor:
