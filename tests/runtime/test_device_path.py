@@ -1,4 +1,4 @@
-"""What is done on a device, on tensors of the CPU: the same numbers as on the host, and nothing read in an update step."""
+"""The way of a device, on tensors of the CPU: the same numbers as on the host, and nothing read in an update step."""
 
 import warnings
 
