@@ -1,9 +1,13 @@
 """What a rewiring takes over: from the gradients that are there to a new pattern for each site. Nothing is changed.
 
+Whether all gradients are finite is known at once on the host. On a device it is a tensor that nobody reads: there the
+patterns are chosen in any case, and one that comes of a gradient that was not finite is the old one.
+
 Dense gradients that are there are looked at together. Those that have to be formed are formed one at a time: the
 largest entries are chosen, the rest is thrown away.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +15,9 @@ import torch
 from torch import Tensor
 
 from .methods import Method, Moment, Pattern
+from .selection import on_host
 from .sites import DenseGradient, Site
+from .zeroing import norm_within
 
 Gradient = Tensor | DenseGradient | None
 """Of a site: there, to be formed, or none."""
@@ -25,31 +31,37 @@ class Chosen:
         sites, patterns: those that take over a pattern.
         gradients: of each its gradient, or the 2-norm of it over what is grown; None where the method reads none.
         lacking: sites that have no gradient.
-        finite: whether all gradients were; nothing was chosen otherwise.
+        finite: whether all gradients were: nothing was chosen otherwise; or a bool tensor (0-dim, on the device) by
+            which the patterns are new or those that the sites have.
     """
 
     sites: list[Site] = field(default_factory=list)
     patterns: list[Pattern] = field(default_factory=list)
     gradients: list[Tensor | None] = field(default_factory=list)
     lacking: list[Site] = field(default_factory=list)
-    finite: bool = True
+    finite: bool | Tensor = True
 
 
 def choose_patterns(
-    method: Method, pairs: Sequence[tuple[Site, Gradient]], moment: Moment, scale: Tensor | None
+    method: Method, pairs: Sequence[tuple[Site, Gradient]], moment: Moment, scale: Tensor | None, wait: bool = False
 ) -> Chosen | None:
     """The new patterns of the sites that can be rewired; None where the method leaves all for now.
 
     Args:
         pairs: sites, with their gradients or what forms them.
         scale: of the loss, which a fused optimizer under GradScaler divides by itself; of formed gradients.
+        wait: whether to wait for the device and know at once that gradients are finite, as methods need whose numbers
+            of connections depend on data, and which wait for it anyway.
     """
     if any(callable(gradient) for _, gradient in pairs):
         return _one_by_one(method, pairs, moment, scale)
     needed = method.reads_gradient
     given = [(site, gradient) for site, gradient in pairs if not callable(gradient)]
     present = [gradient for _, gradient in given if gradient is not None]
-    if present and not _all_finite(present):
+    finite = _all_finite(present) if present else True
+    if wait or method.one_shot or method.moves_connections:
+        finite = bool(finite)
+    if finite is False:
         return Chosen(finite=False)
     if present and method.one_shot:  # there is no later rewiring: what has no gradient has no influence
         given = [(site, site.zero_gradient() if gradient is None else gradient) for site, gradient in given]
@@ -59,7 +71,13 @@ def choose_patterns(
     if not sites:
         return Chosen(lacking=lacking)
     patterns = method.new_patterns(sites, gradients, moment)
-    return Chosen(sites, patterns, gradients, lacking) if patterns else None
+    if any(pattern.active != site.active for pattern, site in zip(patterns, sites, strict=False)):
+        finite = bool(finite)  # the host has to know how many are active
+        if not finite:
+            return Chosen(finite=False)
+    if isinstance(finite, Tensor):
+        patterns = [_if(finite, pattern, site) for pattern, site in zip(patterns, sites, strict=True)]
+    return Chosen(sites, patterns, gradients, lacking, finite) if patterns else None
 
 
 def _one_by_one(method: Method, pairs: Sequence[tuple[Site, Gradient]], moment: Moment, scale: Tensor | None) -> Chosen:
@@ -71,15 +89,29 @@ def _one_by_one(method: Method, pairs: Sequence[tuple[Site, Gradient]], moment: 
             continue
         gradient = given if isinstance(given, Tensor) else given()
         gradient = gradient if scale is None or isinstance(given, Tensor) else gradient / scale
-        if not _all_finite([gradient]):
+        if not _all_finite([gradient]):  # waits: gradients are formed on the CPU
             return Chosen(finite=False)
         pattern = method.new_patterns([site], [gradient], moment)[0]
         chosen.sites.append(site)
         chosen.patterns.append(pattern)
-        chosen.gradients.append((gradient.float() * site.grown(pattern.mask)).norm())
+        chosen.gradients.append(norm_within(gradient, site.grown(pattern.mask)))
     return chosen
 
 
-def _all_finite(tensors: list[Tensor]) -> bool:
-    """One answer for all tensors, with one host synchronisation."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+def _if(finite: Tensor, pattern: Pattern, site: Site) -> Pattern:
+    """The pattern, or the one that the site has, with all of it kept."""
+    return Pattern(torch.where(finite, pattern.mask, site.mask), pattern.active, pattern.kept | ~finite)
+
+
+def _all_finite(tensors: list[Tensor]) -> bool | Tensor:
+    """One answer for all tensors: on the host known, otherwise a tensor (0-dim, bool)."""
+    if all(on_host(tensor) for tensor in tensors):
+        return all(_is_finite(tensor) for tensor in tensors)
+    greatest = torch._foreach_norm(tensors, float("inf"))  # NaN where one is; all tensors in a few launches
+    return torch.isfinite(torch.stack(list(greatest))).all()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum takes a tenth of the time and is finite only if all elements are; one that is not may have overflowed."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return math.isfinite(tensor.sum(dtype=wide)) or bool(torch.isfinite(tensor).all())

@@ -1,11 +1,11 @@
-"""Carries over optimizer steps what is known of zeros in storage, so that the forward pass need not multiply.
+"""Inactive weights are 0 in storage: what keeps them so from step to step, and what is known of it.
 
-A step keeps the zeros of inactive weights if they were there, have no gradient and no momentum, and the optimizer
-treats every element by itself. What a user's own code writes into gradients nobody can know: the rewirer looks now and
-then.
+A step keeps the zeros if they were there, have no gradient and no momentum, and the optimizer treats every element by
+itself; the forward pass then need not multiply by masks (`core.known_zeros`). What a user's own code writes into
+gradients nobody can know, so somebody looks now and then; weights that moved are set back from then on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, optim
@@ -22,49 +22,77 @@ LOOK_EVERY = 128  # steps; more often at the beginning
 
 
 class KeptZeros:
-    """What is known of the zeros of some sites, from step to step."""
+    """Keeps inactive weights at 0.
 
-    def __init__(self, sites: Sequence[MaskedSite], optimizer: optim.Optimizer) -> None:
-        """Looks once at each site and at the optimizer's state of it (a host synchronisation)."""
-        self._sites = sites  # as it is at the time: sites are replaced when their storage changes
+    Attributes:
+        remask: whether that takes a pass after every step, for an optimizer that is to move them, or was seen to.
+    """
+
+    def __init__(
+        self, sites: Sequence[MaskedSite], optimizer: optim.Optimizer, remask: bool, warn: Callable[[str], None]
+    ) -> None:
+        """Looks once at each site (a host synchronisation). `sites` may change: their storage does."""
+        self.remask = remask
+        self._sites = sites
         self._optimizer = optimizer
+        self._warn = warn
         self._elementwise = type(optimizer) in ELEMENTWISE
+        self._due = False
         self._held: list[MaskedSite] = []
         self.state_loaded()
         self.handle = optimizer.register_load_state_dict_post_hook(lambda _: self.state_loaded())
-        if self.stray_weight() is None:
-            self.found()
+        if self._stray_weight() is None:
+            self._found()
 
     def state_loaded(self) -> None:
         """The optimizer may have momentum where weights are inactive."""
         self._state_known = False
 
     def before_step(self) -> None:
-        """The optimizer, or a rewiring, is about to write."""
+        """The optimizer, or a rewiring, is about to write. After its state was loaded, waits for the device once."""
         if not self._state_known:
             self._state_is_masked = self._elementwise and not _any_stray(self._sites, self._optimizer)
             self._state_known = True
         self._held = [site for site in self._sites if site.has_zeros()] if self._state_is_masked else []
 
+    def set_back(self) -> None:
+        """The optimizer has written."""
+        if self.remask:
+            for site in self._sites:
+                site.apply_mask_()
+
     def after_step(self) -> None:
-        """They have written."""
+        """A rewiring has written too."""
         for site in self._held:
             site.note_zeros()
 
-    def found(self) -> None:
-        """All inactive weights have been seen to be 0, or were made so."""
+    def look(self, step_count: int, may_wait: bool) -> None:
+        """Called after that, with the number of steps made.
+
+        At steps 1, 2, 4, 8, ..., since a warm-up may hide it at first, and from there on every so often. A look costs a
+        host synchronisation; one that is due on an update step, which is not to wait, comes at the next step.
+        """
+        self._due |= step_count.bit_count() == 1 or step_count % LOOK_EVERY == 0
+        if not self._due or self.remask or not may_wait:
+            return
+        self._due = False
+        name = self._stray_weight()
+        if name is None:
+            self._found()
+            return
+        self.remask = True
+        optimizer = type(self._optimizer).__name__
+        self._warn(f"{optimizer} moved inactive weights ({name}); they are set back to 0 after every step")
+        self.set_back()
+
+    def _found(self) -> None:
         for site in self._sites:
             site.note_zeros()
 
-    def stray_weight(self) -> str | None:
+    def _stray_weight(self) -> str | None:
         """The first site with a weight that is not 0 where it is inactive; one host synchronisation for all."""
         stray = torch.stack([site.stray_weights() for site in self._sites]).tolist()
         return next((site.name for site, count in zip(self._sites, stray, strict=True) if count), None)
-
-    @staticmethod
-    def is_time_to_look(step_count: int) -> bool:
-        """At steps 1, 2, 4, 8, ..., since a warm-up may hide it at first, and from there on every so often."""
-        return step_count.bit_count() == 1 or step_count % LOOK_EVERY == 0
 
 
 def _any_stray(sites: Sequence[MaskedSite], optimizer: optim.Optimizer) -> bool:

@@ -12,6 +12,7 @@ from ..core.known_zeros import has_zeros, note_zeros
 from ..core.records import WeightSite
 from .sites import DenseGradient, Site, StoredSite
 from .update_rules import snip_score
+from .zeroing import zero_outside_
 
 
 class MaskedModule(Protocol):
@@ -54,7 +55,7 @@ class MaskedSite(Site, StoredSite):
         self._holder = module.get_submodule(holder)
         self._mask_name = site.mask_name.rpartition(".")[2]
         self._counted: tuple[Tensor | None, int] = (None, -1)  # mask and its version, as of `_active`
-        self._active = 0
+        self._active: int | Tensor = 0
 
     # Looked up by name each time: loading with `assign=True` replaces the Parameter object.
     @property
@@ -78,7 +79,12 @@ class MaskedSite(Site, StoredSite):
         if mask is not counted or mask._version != version:
             self._active = int(mask.sum())
             self._counted = (mask, mask._version)
+        self._active = int(self._active)
         return self._active
+
+    def count(self) -> int | Tensor:
+        mask, (counted, version) = self.mask, self._counted
+        return self._active if mask is counted and mask._version == version else self.active
 
     def magnitude(self) -> Tensor:
         """The magnitude of each weight, of the weight's shape."""
@@ -142,12 +148,11 @@ class MaskedSite(Site, StoredSite):
     def mask_gradient_(self, only_infinite: bool = False) -> None:
         gradient = self.parameter.grad
         if gradient is not None:
-            away = ~(self.mask | torch.isfinite(gradient)) if only_infinite else ~self.mask
-            gradient.masked_fill_(away, 0)
+            zero_outside_(gradient, self.mask | torch.isfinite(gradient) if only_infinite else self.mask)
 
     @torch.no_grad()
     def apply_mask_(self) -> None:
-        self.weight.masked_fill_(~self.mask, 0)
+        zero_outside_(self.weight, self.mask)
         self.note_zeros()
 
     @torch.no_grad()
@@ -185,17 +190,17 @@ class MaskedSite(Site, StoredSite):
         kept: Tensor | None = None,
         optimizer_state: str = "masked",
     ) -> Tensor:
-        """Replaces the pattern in place; see `Site.take_over`. With `active` None it is counted when asked for."""
+        """Replaces the pattern in place; see `Site.take_over`. `active` None is counted, and read when asked for."""
         weight, own = self.weight, self.mask
         grown = mask & ~own
         untouched = mask & own if kept is None else mask & own & kept
-        weight.masked_fill_(~untouched, 0)
+        zero_outside_(weight, untouched)
         if optimizer_state != "kept":
-            cleared = ~untouched if optimizer_state == "masked" else mask & ~untouched
+            spared = untouched if optimizer_state == "masked" else untouched | ~mask
             for state in optimizer.state.get(self.parameter, {}).values():
                 if isinstance(state, Tensor) and state.shape == weight.shape:
-                    state.masked_fill_(cleared, 0)
+                    zero_outside_(state, spared)
         own.copy_(mask)
-        if active is not None:
-            self._active, self._counted = active, (own, own._version)
+        self._active = own.count_nonzero() if active is None else active
+        self._counted = (own, own._version)
         return grown

@@ -21,22 +21,23 @@ from torch import Tensor
 
 from ..core.errors import RuntimeStateError
 from .channel_state import ChannelState
-from .choose_patterns import Gradient, choose_patterns
+from .choose_patterns import Chosen, Gradient, choose_patterns
 from .compaction import Compaction
-from .history import History, Rewiring
+from .history import NOT_FINITE, History, Rewiring, skipped_message
 from .kept_zeros import KeptZeros
 from .lowered_site import weight_site
 from .lowered_state import LoweredState
 from .masked_blocks import MaskedBlocks
 from .masked_channels import MaskedChannels
 from .masked_site import MaskedModule, MaskedSite
-from .methods import Method, Moment, Need, Pattern
+from .methods import Method, Moment, Need
 from .optimizer_check import check_optimizer, refuse_closure
 from .schedule import Schedule
 from .semantics import Semantics
 from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 from .warn_once import WarnOnce
+from .zeroing import norm_within
 
 
 class Rewirer:
@@ -46,7 +47,6 @@ class Rewirer:
         step_count: optimizer steps made.
         optimizer: whose steps it follows.
         schedule: the `UpdateSchedule`.
-        skipped_updates: rewirings that were due and skipped; `history` says why.
         initial_counts: site name -> number of active weights at step 0.
     """
 
@@ -72,7 +72,6 @@ class Rewirer:
         self.seed = seed
         self.semantics = semantics
         self.step_count = 0
-        self.skipped_updates = 0
         self._module = module
         self.optimizer = optimizer
         self._targets = targets
@@ -86,16 +85,19 @@ class Rewirer:
             score = semantics.channel_score
             channels = [MaskedChannels(self._channels, s, targets[s.name], score) for s in module.channel_sites]
             self._sites = watched = channels
+        for site in self._sites:
+            _ = site.active  # counted here, which waits for the device, and not by the first rewiring
         self.initial_counts = self._active_counts()
         self._telemetry = Telemetry(watched)
         self._weights_first = not method.replaces_weight_update(semantics)
         self._stashed: list[Gradient] | None = None
-        self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked"
         self._scaler_skips = False
         self._postponed = False
         self._rewired_now = False
         self._warn_once = WarnOnce()
-        self._history = History()
+        remask = method.feeds_optimizer or semantics.optimizer_state != "masked"
+        self._zeros = KeptZeros(self._weights, optimizer, remask, self._warn_once)
+        self._history = History(self._warn_once)
         self._walks = type(method).after_step is not Method.after_step
         self._walked: Tensor | None = None  # connections woken by `after_step` since the last record, by site
         self._handles = [
@@ -104,7 +106,6 @@ class Rewirer:
         ]
         self._lowered_state = LoweredState(module, optimizer)
         self._handles += self._lowered_state.hooks()
-        self._zeros = KeptZeros(self._weights, optimizer)
         self._handles.append(self._zeros.handle)
         if compaction is not None:
             self._handles += compaction.hooks()
@@ -131,6 +132,11 @@ class Rewirer:
     def update_count(self) -> int:
         """Number of records in `history`, without waiting for the device."""
         return len(self._history)
+
+    @property
+    def skipped_updates(self) -> int:
+        """How many rewirings were due and skipped; `history` says why, and like it this waits for the device."""
+        return sum(record.skipped is not None for record in self.history)
 
     def telemetry(self) -> list[SiteTelemetry]:
         """What the run has done to each site so far: density, exploration, churn, dead units. Waits for the device."""
@@ -182,7 +188,7 @@ class Rewirer:
             "method_state": self.method.state_dict(),
             "step_count": self.step_count,
             "skipped_updates": self.skipped_updates,
-            "remask_every_step": self._remask_every_step,
+            "remask_every_step": self._zeros.remask,
             "history": self._history.state_dict(),
             "initial_counts": self.initial_counts,
             "ever_active": self._telemetry.state_dict(),
@@ -215,8 +221,7 @@ class Rewirer:
                 )
         self.method.load_state_dict(state["method_state"])
         self.step_count = state["step_count"]
-        self.skipped_updates = state["skipped_updates"]
-        self._remask_every_step = state["remask_every_step"]
+        self._zeros.remask = state["remask_every_step"]
         self._history.load_state_dict(state["history"])
         self.initial_counts = dict(state["initial_counts"])
         self._telemetry.load_state_dict(state["ever_active"])
@@ -228,7 +233,8 @@ class Rewirer:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         refuse_closure(args, kwargs)
         self._lowered_state.stepped()
-        # A fused optimizer under GradScaler is called even when it will skip the step by itself.
+        # A fused optimizer under GradScaler is called even when it will skip the step by itself. That is read at every
+        # step: the number of steps made decides which the next update step is, and with it the graph that runs.
         found_inf = getattr(optimizer, "found_inf", None)
         self._scaler_skips = found_inf is not None and bool(found_inf.item())
         if self._scaler_skips:
@@ -260,9 +266,7 @@ class Rewirer:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if self._scaler_skips:
             return
-        if self._remask_every_step:
-            for site in self._weights:
-                site.apply_mask_()
+        self._zeros.set_back()
         if self._stashed is not None:
             self._rewire(self._stashed)
             self._stashed = None
@@ -273,9 +277,7 @@ class Rewirer:
             self._postponed = False
             return
         self.step_count += 1
-        # Every look costs a host synchronisation.
-        if not self._remask_every_step and self._zeros.is_time_to_look(self.step_count):
-            self._notice_stray_weights()
+        self._zeros.look(self.step_count, may_wait=not self._rewired_now)
         self._set_gate()
 
     # -- rewiring -----------------------------------------------------------------------------------------
@@ -300,13 +302,15 @@ class Rewirer:
     def _rewire(self, gradients: Sequence[Gradient]) -> None:
         moment = self._moment()
         pairs = [pair for pair in zip(self._sites, gradients, strict=True) if self._movable(pair[0])]
-        chosen = choose_patterns(self.method, pairs, moment, getattr(self.optimizer, "grad_scale", None))
+        scale = getattr(self.optimizer, "grad_scale", None)
+        # Channels are opened and closed by the host, and only if there is a rewiring.
+        chosen = choose_patterns(self.method, pairs, moment, scale, wait=self._channels is not None)
         if chosen is None:
             return
-        if not chosen.finite:
+        if chosen.finite is False:
             self._postponed = self.method.one_shot
-            self._skip(moment, "a dense gradient was not finite")
-            self._warn_once(f"the rewiring at step {moment.step} was skipped: a dense gradient was not finite")
+            self._skip(moment, NOT_FINITE)
+            self._warn_once(skipped_message(moment.step))
             return
         if chosen.lacking:
             names = ", ".join(site.name for site in chosen.lacking)
@@ -315,33 +319,34 @@ class Rewirer:
             self._postponed = self.method.one_shot and bool(pairs)
             self._skip(moment, "no site had a gradient" if pairs else "every site is dense")
             return
-        self._take_over(chosen.sites, chosen.patterns, chosen.gradients, moment)
+        self._take_over(chosen, moment)
 
-    def _take_over(
-        self, sites: list[Site], patterns: list[Pattern], gradients: Sequence[Tensor | None], moment: Moment
-    ) -> None:
-        """`gradients` of the sites, or their norms over what is grown."""
+    def _take_over(self, chosen: Chosen, moment: Moment) -> None:
         state = "kept" if self.method.feeds_optimizer else self.semantics.optimizer_state
         zeroed = self.semantics.regrown == "zeroed"
         counts, norms = [], []
         self._telemetry.observe()
         if self._channels is not None:
             self._channels.open(moment.step)
-        for site, pattern, gradient in zip(sites, patterns, gradients, strict=True):
+        for site, pattern, gradient in zip(chosen.sites, chosen.patterns, chosen.gradients, strict=True):
             if is_thin(site, pattern.active):
                 self._warn_once(thin_message(site, pattern.active, self.step_count))
             kept = pattern.kept if zeroed else None
             grown = site.take_over(pattern.mask, pattern.active, self.optimizer, kept, state)
-            counts.append(grown.sum())
+            counts.append(grown.count_nonzero())
             if gradient is not None and self.method.dense_gradient is not Need.NEVER:
-                norms.append(gradient if gradient.dim() == 0 else (gradient.float() * grown).norm())
+                norms.append(gradient if gradient.dim() == 0 else norm_within(gradient, grown))
         if self._channels is not None:
             self._channels.close()
-        self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
+        finite = chosen.finite if isinstance(chosen.finite, Tensor) else None
+        self._record(moment, chosen.sites, torch.stack(counts), torch.stack(norms) if norms else None, finite)
 
-    def _record(self, moment: Moment, sites: Sequence[Site], counts: Tensor, norms: Tensor | None = None) -> None:
+    def _record(
+        self, moment: Moment, sites: Sequence[Site], counts: Tensor, norms: Tensor | None = None, finite: Any = None
+    ) -> None:
         names = [site.name for site in sites]
-        self._history.add(moment.step, moment.fraction, names, counts, self._active_counts(), norms)
+        active = {site.name: site.count() for site in self._weights}
+        self._history.add(moment.step, moment.fraction, names, counts, active, norms, finite)
 
     def _active_counts(self) -> dict[str, int]:
         return {site.name: site.active for site in self._weights}
@@ -367,21 +372,9 @@ class Rewirer:
             self._walked = None
 
     def _skip(self, moment: Moment, reason: str) -> None:
-        self.skipped_updates += 1
         if self._channels is not None:
             self._channels.close()
         self._history.add_skipped(moment.step, moment.fraction, reason, self._active_counts())
-
-    def _notice_stray_weights(self) -> None:
-        name = self._zeros.stray_weight()
-        if name is None:
-            self._zeros.found()
-        else:
-            self._remask_every_step = True
-            optimizer = type(self.optimizer).__name__
-            self._warn_once(f"{optimizer} moved inactive weights ({name}); they are set back to 0 after every step")
-            for site in self._weights:
-                site.apply_mask_()
 
     def _set_gate(self, resize: bool = True) -> None:
         """Opens or closes the gate for the next step; without `resize` the module has its full size in it."""

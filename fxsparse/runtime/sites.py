@@ -137,6 +137,10 @@ class StoredSite(Protocol):
         """Number of active elements, without waiting for the device unless somebody else changed the mask."""
         ...
 
+    def count(self) -> int | Tensor:
+        """`active`; a tensor (0-dim, on the device) where that is not known without waiting."""
+        return self.active
+
     def dead_units(self) -> tuple[int, int, int, int]:
         """Output units (rows, filters) without an active weight, all of them; the same of input units. Waits."""
         ...

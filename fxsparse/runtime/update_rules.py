@@ -1,8 +1,8 @@
 """The drop and grow rules, as pure functions on tensors.
 
-All of them select an exact number of positions, known in advance, without sorting and without looking at a
-value on the host. Ties are broken by flat index, so the result does not depend on the algorithm, the
-device or the number of threads.
+All of them select an exact number of positions, known in advance, and on a device without looking at a value on the
+host. Ties are broken by flat index, so the result does not depend on the algorithm, the device or the number of
+threads.
 """
 
 from collections.abc import Sequence
@@ -10,37 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def select(score: Tensor, candidates: Tensor, count: int, *, largest: bool) -> Tensor:
-    """Exactly `count` of the candidates with the largest (or smallest) scores.
-
-    Args:
-        score: any shape, floating point; NaN is selected last.
-        candidates: bool, the same shape; at least `count` of them True.
-        count: number of positions to select.
-        largest: True selects the largest scores, and among equal ones the lowest flat indices; False the
-            smallest, and among equal ones the highest flat indices.
-
-    Returns:
-        bool, the same shape, with `count` positions True.
-    """
-    if count == 0:
-        return torch.zeros_like(candidates)
-    flat = score.reshape(-1)
-    eligible = candidates.reshape(-1)
-    outside = float("-inf") if largest else float("inf")
-    flat = torch.where(eligible & ~flat.isnan(), flat, outside)
-    best = torch.topk(flat, count, largest=largest, sorted=False).values
-    threshold = best.amin() if largest else best.amax()
-    beyond = eligible & (flat > threshold if largest else flat < threshold)
-    tied = eligible & (flat == threshold)
-    if not largest:
-        tied = tied.flip(0)
-    rank = tied.cumsum(0, dtype=torch.int64)
-    taken = tied & (rank <= count - beyond.sum())
-    if not largest:
-        taken = taken.flip(0)
-    return (beyond | taken).view(candidates.shape)
+from .selection import select
 
 
 def drop_smallest(weight: Tensor, mask: Tensor, k: int) -> Tensor:
@@ -84,12 +54,17 @@ def set_update(weight: Tensor, mask: Tensor, k: int, generator: torch.Generator)
     Returns:
         The new mask: bool, the weight's shape and the same number of active positions.
     """
-    return grow_largest(lottery(mask.shape, generator).to(mask.device), drop_smallest(weight, mask, k), k)
+    return grow_largest(lottery(mask.shape, generator, mask.device), drop_smallest(weight, mask, k), k)
 
 
-def lottery(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A random number in [0, 1) for each position (float64, CPU): the largest of them are a fair draw."""
-    return torch.rand(shape, generator=generator, dtype=torch.float64)
+def lottery(shape: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
+    """A random number in [0, 1) for each position (float64): the largest of them are a fair draw.
+
+    `generator` is one of the CPU. A CUDA device fetches the numbers from pinned memory, so that the host goes on.
+    """
+    fetched = device.type == "cuda"
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float64, pin_memory=fetched)
+    return drawn.to(device, non_blocking=fetched)
 
 
 def snip_score(weight: Tensor, gradient: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class Noisy(optim.SGD):
 
 
 def test_an_optimizer_that_is_not_known_is_not_trusted_between_looks():
-    sparse = make()
+    sparse = make(method="static")
     optimizer = Noisy(sparse.parameters(), lr=0.05)
     sparse.attach(optimizer, total_steps=20)
     seen = []

@@ -52,7 +52,7 @@ class Moment:
 
     def lottery(self, site: Site) -> Tensor:
         """A random number for each position of the site, on its device: the score of a method that grows at random."""
-        return lottery(site.mask.shape, self.generator(site)).to(site.mask.device)
+        return lottery(site.mask.shape, self.generator(site), site.mask.device)
 
     def count(self, site: Site) -> int:
         """k: how many of the site's connections to rewire."""
@@ -187,8 +187,9 @@ class Method:
         """The new mask of every site, in their order; none at all to leave them for now.
 
         Args:
-            gradients: of each site: dense if the method asked for it, else of the active weights; finite. None for a
-                method that reads none.
+            gradients: of each site: dense if the method asked for it, else of the active weights. None for a method
+                that reads none. Finite; of a method that is neither `one_shot` nor `moves_connections`, on a device,
+                they may not be, and what comes of them is thrown away there.
         """
         quotas = self.quotas(sites, gradients, moment)
         return [
