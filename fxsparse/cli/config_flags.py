@@ -59,6 +59,10 @@ def _add_flag(group: Any, option: Option, default: str) -> None:
         if option.many:
             more["nargs"] = "+"
         more["metavar"] = {int: "N", float: "X", str: "NAME"}[option.kind]
+        if option.alone is not None:
+            more |= {"nargs": "?", "const": option.alone}
+            off = {"dest": option.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            group.add_argument(f"--no-{option.flag[2:]}", action="store_const", const=option.default, **off)
         if option.choices is not None:
             choices = option.choices() if callable(option.choices) else option.choices
             more["metavar"] = "{" + ",".join(choices) + "}"

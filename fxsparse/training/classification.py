@@ -16,7 +16,6 @@ from fxsparse.training.objective import ACCURACY, Outcome, autocast
 from fxsparse.training.task import Task
 
 AUXILIARY_WEIGHT = 0.3  # of each auxiliary head (Szegedy et al., "Going deeper with convolutions", section 5)
-EVALUATION_BATCH = 500  # images
 
 
 class Classification(Task):
@@ -35,6 +34,9 @@ class Classification(Task):
             image_size=config.image_size,
             split_seed=config.split_seed,
         )
+        parts = [self.splits.train, self.splits.test, self.splits.validation]
+        placement = data.place([part for part in parts if part], device, config.data_device, config.workers)
+        self.data_device, self.place = placement.device, placement.words
         self.train_batches = data.Batches(
             self.splits.train,
             config.batch_size,
@@ -44,6 +46,8 @@ class Classification(Task):
             crop=config.crop,
             seed=config.seed,
             device=device,
+            data_device=self.data_device,
+            channels_last=config.channels_last,
             workers=config.workers,
         )
         self.has_validation = self.splits.validation is not None
@@ -82,12 +86,14 @@ class Classification(Task):
         images = getattr(self.splits, split)
         return data.Batches(
             images,
-            min(EVALUATION_BATCH, len(images)),
+            min(self.config.eval_batch_size, len(images)),
             mean=self.splits.mean,
             std=self.splits.std,
             shuffle=False,
             drop_last=False,
             device=self.device,
+            data_device=self.data_device,
+            channels_last=self.config.channels_last,
             workers=self.config.workers,
         )
 

@@ -19,6 +19,7 @@ from fxsparse.core.granularity import read_granularity
 from fxsparse.lowering import check_trains_lowered
 from fxsparse.runtime.granularity import check_granularity
 from fxsparse.runtime.semantics import make_semantics
+from fxsparse.training.execution import COMPILE_MODES, canonical_compile_mode
 from fxsparse.training.options import Option, check_choice, option, options_of
 from fxsparse.training.recipes import recipe_for
 
@@ -63,6 +64,13 @@ def semantics_names() -> list[str]:
     return list(PRESETS)
 
 
+def place_names() -> list[str]:
+    """Where a set of images can lie."""
+    from fxsparse.training.data.placement import PLACES
+
+    return list(PLACES)
+
+
 def model_names() -> list[str]:
     """The networks that `fxsparse.models.build` knows."""
     import fxsparse.models as models
@@ -78,7 +86,7 @@ def canonical_model(name: str) -> str:
 
 
 # What has no meaning for the other kind of data, and is refused there.
-IMAGE_OPTIONS = ("image_size", "train_images", "validation", "split_seed", "flip", "crop")
+IMAGE_OPTIONS = ("image_size", "train_images", "validation", "split_seed", "flip", "crop", "channels_last")
 TEXT_OPTIONS = ("sequence_length", "split")
 
 
@@ -189,7 +197,16 @@ class TrainConfig:
     # execution
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", changeable=True)
     amp: str = option("none", "automatic mixed precision", choices=("none", "bf16", "fp16"))
-    compile: bool = option(False, "train through torch.compile")
+    compile: str = option(
+        "none",
+        "train through torch.compile, in this mode; reduce-overhead records CUDA graphs",
+        choices=COMPILE_MODES,
+        canonical=canonical_compile_mode,
+        spellings=True,
+        alone="default",
+    )
+    channels_last: bool = option(False, "weights and images in channels_last memory format")
+    fused: bool | None = option(None, "one optimizer kernel for all weights; by default on a CUDA device")
     threads: int | None = option(
         None,
         "CPU threads of torch; another number can change the last bits",
@@ -197,6 +214,12 @@ class TrainConfig:
         changeable=True,
     )
     workers: int | None = option(None, "processes that read images", within="[0, inf)", changeable=True)
+    data_device: str = option(
+        "auto",
+        "where a set of images lies: auto is the training device, where it fits there",
+        choices=place_names,
+        changeable=True,
+    )
     seed: int = option(0, "seed of weights, masks and data order", within="[0, inf)")
 
     # records
@@ -206,6 +229,7 @@ class TrainConfig:
         "steps between evaluations; by default an epoch or a 50th of the run, the longer",
         within="[1, inf)",
     )
+    eval_batch_size: int = option(500, "images of an evaluation that go through the network at once", within="[1, inf)")
     checkpoint_interval: int | None = option(
         None, "steps between checkpoints; by default as evaluations", within="[1, inf)", changeable=True
     )

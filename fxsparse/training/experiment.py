@@ -19,6 +19,7 @@ from fxsparse.training import data, random_state
 from fxsparse.training.classification import Classification
 from fxsparse.training.config import TrainConfig
 from fxsparse.training.earlier_run import Inheritance, inherit, inherit_again, load_weights
+from fxsparse.training.execution import compile_network, make_optimizer
 from fxsparse.training.next_character import NextCharacter
 from fxsparse.training.objective import Outcome
 from fxsparse.training.schedule import learning_rate
@@ -98,7 +99,8 @@ class Experiment:
             return False
         if not self.sparse.method.starts_dense:
             return True
-        later = any(self.rewirer.schedule.is_update_step(t) for t in range(step, self.total_steps))
+        made = self.rewirer.step_count  # fewer than `step` where the scaler skipped some
+        later = any(self.rewirer.schedule.is_update_step(t) for t in range(made, self.total_steps))
         return not later and bool(self.rewirer.update_count)
 
     @property
@@ -119,6 +121,11 @@ class Experiment:
             gamma=config.gamma,
             warmup_steps=round(config.warmup_steps * config.extend),
         )
+
+    def evaluate(self, split: str) -> tuple[float, float]:
+        """`(loss, accuracy)` on "validation" or "test"."""
+        compiled = self.network if self.config.compile != "none" else None
+        return self.task.evaluate(self.sparse, split, compiled)
 
     def train_step(self, inputs: Tensor, targets: Tensor, step: int) -> Outcome:
         """Optimizer step `step`, counted from 0, on one batch."""
@@ -160,17 +167,19 @@ def build(config: TrainConfig, saved: Mapping[str, Any] | None = None) -> Experi
     model = task.model(width=full.width) if full and full.width else task.model()
     narrowed = full is not None and full.width is not None
     sparse = sparsify(model, task.example(model), config, inheritance.goal, narrowed).to(device)
+    if config.channels_last:
+        sparse.to(memory_format=torch.channels_last)
     if inheritance.weights is not None:
         load_weights(sparse, inheritance.weights, str(config.weights_from or config.masks_from))
     sparse.train()
-    optimizer = make_optimizer(sparse.parameters(), config)
+    optimizer = make_optimizer(sparse.parameters(), config, device)
     return Experiment(
         config=config,
         device=device,
         task=task,
         total_steps=total_steps,
         sparse=sparse,
-        network=torch.compile(sparse) if config.compile else sparse,
+        network=compile_network(sparse, config.compile),
         optimizer=optimizer,
         rewirer=sparse.attach(optimizer, total_steps=total_steps, compact=config.compact),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
@@ -227,15 +236,6 @@ def full_size(task: Task, config: TrainConfig) -> FullSize:
         width = matching_width(lambda width: task.model(width=width), base, sparse.target_parameters)
     dense = fxsparse.sparsify(model, example, "dense", verify=False)
     return FullSize(fxsparse.count_flops(model, example), sum(site.numel for site in dense.sites), width)
-
-
-def make_optimizer(parameters: Any, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over all `parameters`, at the configuration's base learning rate."""
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    assert config.optimizer is not None
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **common)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, **common)
 
 
 def choose_device(name: str) -> torch.device:

@@ -22,12 +22,15 @@ from fxsparse.core.errors import CheckpointError, FxSparseError
 from fxsparse.training import plots, random_state, summary
 from fxsparse.training.checkpoint import write_atomically
 from fxsparse.training.config import TrainConfig
+from fxsparse.training.execution import load_optimizer
 from fxsparse.training.experiment import Experiment, build
 from fxsparse.training.interrupt import StopRequest, TrainingInterrupted, stop_requests
 from fxsparse.training.metrics import MetricLog
 from fxsparse.training.objective import Outcome
 from fxsparse.training.run_folder import ResumePoint, RunFolder, find_resume_point
 from fxsparse.training.summary import Result
+
+HALVINGS = 20  # of the GradScaler's scale, 65,536 at first, which is then below 0.1 and not what makes it overflow
 
 
 class DivergedError(FxSparseError):
@@ -106,7 +109,10 @@ class _Loop:
         real = torch.float32 if self.device.type == "mps" else torch.float64
         # since the last record: summed loss, predictions that are right, predictions
         self.window = torch.zeros(3, dtype=real, device=self.device)
-        self.first_bad_step = torch.full((), -1, device=self.device)  # on the device, so nothing waits for it
+        # on the device, so nothing waits for them: steps in a row without a finite loss, and the first of too many
+        self.bad_steps = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.first_bad_step = torch.full((), -1, device=self.device)
+        self.patience = HALVINGS if self.parts.scaler.is_enabled() else 1
         self.metric = experiment.task.metric
         self.shown = {"loss": "-", self.metric.short: "-", "eval": "-"}
         packed = None
@@ -173,9 +179,12 @@ class _Loop:
     def _observe(self, outcome: Outcome) -> None:
         """Add a step to the running means; nothing here waits for the device."""
         loss, count = outcome.loss.detach(), outcome.count
-        self.window += torch.stack([loss * count, outcome.correct, torch.full_like(loss, count)])
-        is_first_bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(is_first_bad, self.step, self.first_bad_step)
+        finite = torch.isfinite(loss)
+        sums = torch.stack([loss * count, outcome.correct, torch.full_like(loss, count)])
+        self.window += sums.masked_fill(~finite, 0)
+        self.bad_steps.add_(1).masked_fill_(finite, 0)
+        are_too_many = (self.bad_steps >= self.patience) & (self.first_bad_step < 0)
+        self.first_bad_step.masked_fill_(are_too_many, self.step - self.patience + 1)
 
     def _after_step(self, bar: tqdm, stop: StopRequest) -> None:
         """Records, evaluation, checkpoint and stop, each where it is due."""
@@ -199,6 +208,8 @@ class _Loop:
         self._record_rewirings()
         loss_sum, correct, count = self.window.tolist()
         self.window.zero_()
+        if not count:
+            return  # the scaler has skipped all of these steps
         loss, accuracy = loss_sum / count, correct / count
         epoch = self.step / len(self.parts.train_batches)
         self.log.add(
@@ -230,7 +241,7 @@ class _Loop:
     def _evaluate(self, split: str) -> None:
         self._check_finite()
         self._record_rewirings()
-        loss, accuracy = self.parts.task.evaluate(self.parts.sparse, split)
+        loss, accuracy = self.parts.evaluate(split)
         self._record_telemetry()
         self.log.add("eval", self.step, split=split, **self.metric.figures(loss, accuracy))
         self.shown["eval"] = f"{self.metric.of(loss, accuracy):.3f}"
@@ -252,8 +263,10 @@ class _Loop:
 
     def _save(self) -> None:
         self._check_finite()
-        for name, value in self.parts.sparse.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
+        values = {name: v for name, v in self.parts.sparse.state_dict().items() if v.is_floating_point()}
+        finite = torch.stack([torch.isfinite(value).all() for value in values.values()])  # one wait for all
+        for name, is_finite in zip(values, finite.tolist(), strict=True):
+            if not is_finite:
                 raise self._diverged(f"{name} is no longer finite after step {self.step}")
         self._record_rewirings()
         self.last_checkpoint = self.folder.save_checkpoint(self.step, self._payload(), self.config.keep_checkpoints)
@@ -292,7 +305,7 @@ class _Loop:
     def _restore(self, payload: dict[str, Any]) -> None:
         parts = self.parts
         parts.sparse.load_state_dict(payload["model"])
-        parts.optimizer.load_state_dict(payload["optimizer"])
+        load_optimizer(parts.optimizer, payload["optimizer"])
         parts.rewirer.load_state_dict(payload["rewirer"])
         parts.scaler.load_state_dict(payload["scaler"])
         self.step = payload["step"]

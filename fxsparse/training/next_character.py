@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxsparse.models as models
+from fxsparse.core.errors import ConfigError
 from fxsparse.training import data
 from fxsparse.training.config import TrainConfig
 from fxsparse.training.data.text_batches import IGNORED
@@ -33,6 +34,8 @@ class NextCharacter(Task):
 
     def __init__(self, config: TrainConfig, device: torch.device):
         assert config.batch_size and config.sequence_length and config.split is not None
+        if config.data_device == "cpu" != device.type:
+            raise ConfigError("data_device is cpu; a text is always on the training device: leave data_device out")
         self.config, self.device = config, device
         self.sequence_length = config.sequence_length
         self.splits = data.load_text(config.data, config.split)
@@ -71,6 +74,7 @@ class NextCharacter(Task):
             state = self._empty_state(characters) if state is None else state
             count = int((targets != IGNORED).sum())
             outcome, state = self._outcome(network, characters, targets, state, count, 0.0)
+            state = state.clone()  # a compiled network's results do not outlive the next call
             yield outcome
 
     def _outcome(

@@ -23,6 +23,7 @@ class Option:
     choices: the names it may take, or a function that gives them.
     canonical: a function from a name as it was given to the name that is kept.
     spellings: whether `canonical` also takes what is no text (a list in a configuration file).
+    alone: what the flag without a value means; `--no-` before it then takes back to the default.
     changeable: may differ when a run is resumed, because the result does not depend on it.
     """
 
@@ -36,6 +37,7 @@ class Option:
     choices: Choices | None = None
     canonical: Callable[[Any], str] | None = None
     spellings: bool = False
+    alone: str | None = None
     changeable: bool = False
 
     @property

@@ -31,7 +31,8 @@ class Result:
     sequence of characters; `changed_per_rewiring` is the mean number of connections that a rewiring grew;
     Where whole channels are dropped and grown, what is changed and was ever active are channels, of which
     `active_channels` are left. `ever_active` is the share of all masked weights that were active at any time,
-    `dead_units` the number of output units without an active weight; `width` is a narrowed network's.
+    `skipped_steps` are those of `steps` that a GradScaler left out, `dead_units` the number of output units without
+    an active weight; `width` is a narrowed network's.
     """
 
     run_folder: str
@@ -66,6 +67,7 @@ class Result:
     active_channels: int = 0
     width: float | None = None
     earlier: dict[str, float] = field(default_factory=dict)  # folder -> FLOPs of training, of the runs before it
+    skipped_steps: int = 0
 
     @property
     def score(self) -> float:
@@ -151,6 +153,7 @@ def collect(experiment: Experiment, log: MetricLog, run_folder: str, seconds: fl
         dead_units=sum(row.dead_outputs for row in telemetry),
         width=experiment.full.width if experiment.full else None,
         earlier=experiment.inheritance.cost,
+        skipped_steps=experiment.total_steps - experiment.rewirer.step_count if experiment.scaler.is_enabled() else 0,
         metric=experiment.task.metric.name,
     )
 
@@ -218,6 +221,7 @@ def before(experiment: Experiment) -> str:
             f"  FLOPs x dense: inference {ledger.inference(flops):.4f}, training {ledger.training(training):.4f} "
             f"(planned: {ledger.total(training):.3e} FLOPs)",
             f"  {experiment.total_steps} steps of {experiment.task.batch} on {device_name(experiment.device)}",
+            *([f"  {experiment.task.place}"] if experiment.task.place else []),
             *without,
         ]
     )
@@ -234,6 +238,7 @@ def after(result: Result) -> str:
         ("inference FLOPs x dense", f"{result.inference_flops:.4f}"),
         ("training FLOPs x dense", f"{result.training_flops:.4f} ({result.training_flops_total:.3e} FLOPs)"),
         ("rewirings", f"{result.rewirings} ({result.skipped_rewirings} skipped)"),
+        *([("skipped steps", f"{result.skipped_steps} (fp16)")] if result.skipped_steps else []),
         (
             "mask changes a rewiring",
             f"{result.changed_per_rewiring:.1f} ({share:.2%} of the active {kind})",

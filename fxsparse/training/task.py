@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxsparse.training.config import TrainConfig
+from fxsparse.training.execution import by_first_size, gate_closed
 from fxsparse.training.objective import Metric, Outcome
 
 
@@ -33,6 +34,7 @@ class Task(ABC):
         train_batches: what the steps are made on.
         has_validation: whether a part is held out, to be watched during the run.
         size, batch: how much there is to train on and in a step, in words.
+        place: where it lies, in words; empty where that goes without saying.
     """
 
     config: TrainConfig
@@ -41,6 +43,7 @@ class Task(ABC):
     has_validation: bool
     size: str
     batch: str
+    place: str = ""
 
     @abstractmethod
     def model(self, **changes: Any) -> nn.Module:
@@ -59,11 +62,20 @@ class Task(ABC):
         """Forward passes over all of a split, "validation" or "test", without label smoothing."""
 
     @torch.no_grad()
-    def evaluate(self, network: nn.Module, split: str) -> tuple[float, float]:
-        """`(loss, accuracy)` of `network` in eval mode, means over all predictions; its mode is put back."""
+    def evaluate(
+        self, network: nn.Module, split: str, compiled: Callable[..., Any] | None = None
+    ) -> tuple[float, float]:
+        """`(loss, accuracy)` of `network` in eval mode, means over all predictions; its mode is put back.
+
+        Where the network is `compiled`, all batches go through that but one that is smaller than the first.
+        """
         was_training = network.training
         network.eval()
-        done = list(self.outcomes(network, split))
+        if compiled is None:
+            done = list(self.outcomes(network, split))
+        else:
+            with gate_closed(network):
+                done = list(self.outcomes(by_first_size(compiled, network), split))
         network.train(was_training)
         count = sum(each.count for each in done)
         loss = float(torch.stack([each.loss * each.count for each in done]).sum()) / count

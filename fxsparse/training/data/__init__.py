@@ -13,6 +13,7 @@ from fxsparse.training.data.batches import Batches
 from fxsparse.training.data.cifar10_npm import build_cifar10
 from fxsparse.training.data.image_set import ImageSet
 from fxsparse.training.data.moby_dick import build_moby_dick
+from fxsparse.training.data.placement import place
 from fxsparse.training.data.sources import Splits, load, names
 from fxsparse.training.data.text import VOCABULARY, TextSplits, check_shares, is_text, load_text
 from fxsparse.training.data.text_batches import TextBatches, in_order
@@ -32,4 +33,5 @@ __all__ = [
     "load",
     "load_text",
     "names",
+    "place",
 ]

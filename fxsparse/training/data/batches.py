@@ -3,6 +3,9 @@
 The order of epoch e comes from the random stream (seed, e); the crops and flips of its batch b from the
 stream (seed, e, b), or (seed, e, index) for an image that is decoded from disk. Streams are drawn on the
 CPU, so every device sees the same images, and the global random state is never touched.
+
+What was drawn for an epoch is sent to the device in one piece. A batch is then made of few operations, none of
+which the CPU waits for: select the uint8 images, crop and mirror them in one gather, scale and normalise in float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 from fxsparse.core.errors import ConfigError
 from fxsparse.training.data.image_folder import FolderSet, decoded_batches
 from fxsparse.training.data.image_set import ImageSet
+from fxsparse.training.data.placement import send
 from fxsparse.training.data.seeds import stream
 
 
@@ -25,6 +29,10 @@ class Batches:
     pixel value 0, before normalisation (torchvision's `RandomCrop(size, padding=crop)`). Images that are
     decoded from disk have no size of their own: any `crop` above 0 asks for random resized crops. They are
     decoded by `workers` processes (default: one a core, at most 8); a set in memory needs none.
+
+    Images come in float32, which autocast rounds to its own type where the network wants it, and with
+    `channels_last` in that memory format. `data_device` is where a set in memory lies: the device itself (default),
+    or the CPU, from where uint8 batches are sent.
 
     Raises ConfigError for values that leave no batch or no image.
     """
@@ -42,12 +50,16 @@ class Batches:
         drop_last: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        data_device: torch.device | str | None = None,
+        channels_last: bool = False,
         workers: int | None = None,
     ):
         _check(image_set, batch_size, mean, std, crop, drop_last)
         self.image_set, self.batch_size = image_set, batch_size
         self.flip, self.crop, self.shuffle, self.drop_last = flip, crop, shuffle, drop_last
         self.seed, self.device, self.workers = seed, torch.device(device), workers
+        self.data_device = self.device if data_device is None else torch.device(data_device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         per_channel = (1, -1, 1, 1)
         self._mean = torch.tensor(mean, dtype=torch.float64).mul(255).float().view(per_channel).to(self.device)
         self._std = torch.tensor(std, dtype=torch.float64).mul(255).float().view(per_channel).to(self.device)
@@ -74,23 +86,35 @@ class Batches:
 
     def _from_memory(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         assert isinstance(self.image_set, ImageSet)
-        pixels, labels = self.image_set.on(self.device)
-        for number, indices in enumerate(self.order(epoch)[start:], start):
-            draws = torch.zeros(4, len(indices), dtype=torch.int64)  # index, down, right, mirrored: one transfer
-            draws[0] = indices
-            generator = stream("batch", self.seed, epoch, number)
-            if self.crop:
-                draws[1:3].random_(0, 2 * self.crop + 1, generator=generator)
-            if self.flip:
-                draws[3].random_(0, 2, generator=generator)
-            if self.device.type == "cuda":
-                draws = draws.pin_memory().to(self.device, non_blocking=True)
-            else:
-                draws = draws.to(self.device)
-            images = pixels[draws[0]]
+        pixels, labels = self.image_set.on(self.data_device)
+        order = self.order(epoch)[start:]
+        if not order:
+            return
+        drawn = self._draw(epoch, start, order)
+        on_device = send(drawn, self.device)
+        chosen = on_device[0] if self.data_device == self.device else drawn[0]
+        for first in range(0, drawn.shape[1], self.batch_size):
+            here = slice(first, first + self.batch_size)
+            images, classes = (each.index_select(0, chosen[here]) for each in (pixels, labels))
+            if self.data_device != self.device:
+                images, classes = send(images, self.device), send(classes, self.device)
             if self.crop or self.flip:
-                images = crop_and_flip(images, self.crop, draws[1], draws[2], draws[3].bool())
-            yield self._normalise(images), labels[draws[0]]
+                down, right, mirrored = on_device[1:, here]
+                images = crop_and_flip(images, self.crop, down, right, mirrored.bool())
+            yield self._normalise(images), classes
+
+    def _draw(self, epoch: int, start: int, order: list[Tensor]) -> Tensor:
+        """Rows index, down, right and mirrored of the images of `order`, int64 (4, images), on the CPU."""
+        drawn = torch.zeros(4, sum(map(len, order)), dtype=torch.int64)
+        torch.cat(order, out=drawn[0])
+        if self.crop or self.flip:
+            for number, columns in enumerate(drawn.split(self.batch_size, dim=1), start):
+                generator = stream("batch", self.seed, epoch, number)
+                if self.crop:
+                    columns[1:3].random_(0, 2 * self.crop + 1, generator=generator)
+                if self.flip:
+                    columns[3].random_(0, 2, generator=generator)
+        return drawn
 
     def _from_disk(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         assert isinstance(self.image_set, FolderSet)
@@ -107,7 +131,8 @@ class Batches:
             yield self._normalise(images), labels
 
     def _normalise(self, images: Tensor) -> Tensor:
-        return images.float().sub_(self._mean).div_(self._std)
+        images = images.float().sub_(self._mean).div_(self._std)
+        return images.contiguous(memory_format=self.memory_format)
 
 
 def crop_and_flip(images: Tensor, padding: int, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:

@@ -124,6 +124,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def usable_workers(wanted: int | None) -> int:
+    """Processes that decode images: as many as wanted, or one a core, at most 8."""
+    return min(8, usable_cores()) if wanted is None else wanted
+
+
 class _Epoch(Dataset):
     """What a worker decodes: image `index` of one epoch, or the error that stopped it, as one line."""
 
@@ -162,7 +167,7 @@ def decoded_batches(
     loader: DataLoader = DataLoader(
         _Epoch(images, seed, crop, flip),
         batch_sampler=[indices.tolist() for indices in order],
-        num_workers=min(8, usable_cores()) if workers is None else workers,
+        num_workers=usable_workers(workers),
         collate_fn=_stack,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own, so that the global random state stays what it was

@@ -28,6 +28,11 @@ class ImageSet:
         return self.pixels.shape[1]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the images and their labels."""
+        return self.pixels.nbytes + self.labels.nbytes
+
+    @property
     def image_size(self) -> int:
         """Pixels a side."""
         return self.pixels.shape[-1]
@@ -37,7 +42,7 @@ class ImageSet:
         return ImageSet(self.pixels[indices], self.labels[indices])
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`(pixels, labels)` on `device`; the copy is made once."""
+        """`(pixels, labels)` on `device`; the copy is made once, and waited for."""
         if device.type == "cpu":
             return self.pixels, self.labels
         if device not in self._copies:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxsparse.core.errors import ConfigError
+from fxsparse.training.data.placement import send
 from fxsparse.training.data.seeds import stream
 
 IGNORED = -100  # the target of a place that is no character; what `F.cross_entropy` leaves out
@@ -66,7 +67,7 @@ class TextBatches:
         within = torch.arange(self.sequence_length + 1)
         for numbers in order.split(self.batch_size)[start : len(self)]:
             places = offset + numbers[:, None] * self.sequence_length + within
-            drawn = self._text[places.to(self._text.device)].long()
+            drawn = self._text[send(places, self._text.device)].long()
             yield drawn[:, :-1], drawn[:, 1:]
 
 
@@ -87,7 +88,7 @@ def in_order(text: Tensor, sequence_length: int, device: torch.device | str = "c
         for part, filler in ((text[:-1], 0), (text[1:], IGNORED))
     ]
     for characters, targets in zip(*(each.split(sequence_length, dim=1) for each in columns), strict=True):
-        yield characters.to(device), targets.to(device)
+        yield send(characters, torch.device(device)), send(targets, torch.device(device))
 
 
 def row_count(predictions: int, sequence_length: int) -> int:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torchvision.transforms import functional as TF
 
 from fxsparse.core.errors import ConfigError
 from fxsparse.training.data import Batches, ImageSet
 from fxsparse.training.data.batches import crop_and_flip
+from fxsparse.training.data.seeds import stream
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -128,9 +130,49 @@ def test_a_start_beyond_the_epoch_is_refused_at_once():
         batches().epoch(0, 7)
 
 
+def one_by_one(images, seed, epoch, number, size, crop, flip):
+    """Batch `number` of an epoch by torchvision, image by image, from the streams that `Batches` says it draws from."""
+    order = torch.randperm(len(images), generator=stream("order", seed, epoch))
+    chosen = order[number * size : (number + 1) * size]
+    draws = stream("batch", seed, epoch, number)
+    count = len(chosen)
+    down, right = torch.randint(0, 2 * crop + 1, (2, count), generator=draws).tolist() if crop else ([0] * count,) * 2
+    mirrored = torch.randint(0, 2, (count,), generator=draws).tolist() if flip else [0] * count
+    scale = {"mean": [255 * each for each in MEAN], "std": [255 * each for each in STD]}  # of pixels in 0..255
+    made = []
+    for index, top, left, mirror in zip(chosen.tolist(), down, right, mirrored, strict=True):
+        image = TF.crop(TF.pad(images.pixels[index], [crop]), top, left, *images.pixels.shape[2:])
+        made.append(TF.normalize((TF.hflip(image) if mirror else image).float(), **scale))
+    return torch.stack(made), images.labels[chosen]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("crop", "flip"), [(4, True), (3, False), (0, True), (0, False)])
+def test_batches_are_bit_for_bit_those_of_torchvision_image_by_image(crop, flip, channels_last):
+    images = image_set(75, size=12)
+    options = {"crop": crop, "flip": flip, "drop_last": False, "seed": 11, "channels_last": channels_last}
+    found = list(batches(images, 16, **options).epoch(3, 1))
+    expected = [one_by_one(images, 11, 3, number, 16, crop, flip) for number in range(1, 5)]
+    assert [len(labels) for _, labels in found] == [16, 16, 16, 11]
+    assert equal(found, expected)
+    if channels_last:
+        assert all(pixels.is_contiguous(memory_format=torch.channels_last) for pixels, _ in found)
+
+
+def test_labels_and_images_that_stay_on_the_cpu_are_sent_batch_by_batch():
+    """The meta device has no values, only the sizes."""
+    loader = batches(crop=2, flip=True, drop_last=False, device="meta", data_device="cpu")
+    shapes = [(pixels.device.type, tuple(pixels.shape), tuple(labels.shape)) for pixels, labels in loader.epoch(0)]
+    assert shapes == [("meta", (size, 3, 8, 8), (size,)) for size in [8] * 6 + [2]]
+    assert loader.image_set._copies == {}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_gpu_makes_the_same_batches():
+@pytest.mark.parametrize("data_device", ["cuda", "cpu"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_gpu_makes_the_same_batches(data_device, channels_last):
     on_cpu = list(batches(flip=True, crop=2).epoch(1))
-    on_gpu = [(a.cpu(), b.cpu()) for a, b in batches(flip=True, crop=2, device="cuda").epoch(1)]
+    options = {"device": "cuda", "data_device": data_device, "channels_last": channels_last}
+    on_gpu = [(a.cpu(), b.cpu()) for a, b in batches(flip=True, crop=2, **options).epoch(1)]
     assert equal(on_gpu, on_cpu)
