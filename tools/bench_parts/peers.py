@@ -77,11 +77,11 @@ def _made(name: str, install: bool) -> str:
     if not install:
         raise Left(f"{name} is not installed")
     print(f"installing {name} into .peers/{name}", file=sys.stderr, flush=True)
-    _ran([sys.executable, "-m", "venv", "--clear", str(folder)], folder)
+    pip = [sys.executable, "-m", "pip", "--python", str(python)] if environment.wheels else [str(python), "-m", "pip"]
+    _ran([sys.executable, "-m", "venv", "--clear", *(["--without-pip"] * environment.wheels), str(folder)], folder)
     for step in environment.steps:
         if step is environment.steps[-1]:
             _share(folder)
-        pip = [str(python), "-m", "pip"]
         source = _downloaded(pip, step, folder) if environment.wheels else ()
         _ran([*pip, "install", "--quiet", "--no-deps", *source, *step], folder)
     _ran([str(python), "-c", environment.probe], folder)
@@ -101,7 +101,8 @@ def _downloaded(pip: Sequence[str], step: Sequence[str], folder: Path) -> tuple[
 def _share(folder: Path) -> None:
     """Lets an environment see this one's packages, so that PyTorch is not installed again."""
     (target,) = folder.glob("lib/python*/site-packages")
-    (target / "shared.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (target / "shared.pth").write_text("\n".join([str(Path(torch.__file__).parents[1]), *shared]) + "\n")
 
 
 def _ran(command: Sequence[str], folder: Path) -> None:
