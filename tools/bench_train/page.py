@@ -82,5 +82,6 @@ which others on the machine disturb less.
 
 Differences that remain: fxsparse and sparsimony spread sparsity by ERK, rigl-torch uniformly with the first layer
 dense, the only way it knows. rigl-torch masks LayerNorm's weights as well. Neither of the two masks the joint input
-weight of `nn.MultiheadAttention`, which is a quarter of vit_b_16.
+weight of `nn.MultiheadAttention`, which is a quarter of vit_b_16. sparsimony refuses weights in channels_last; with it
+only the pictures are.
 """

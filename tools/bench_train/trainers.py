@@ -176,9 +176,15 @@ class RiglTorch(Trainer):
 
 
 class Sparsimony(Trainer):
-    """sparsimony's RigL, ERK; every conv and linear (an attention's joint input weight has no module of its own)."""
+    """sparsimony's RigL, ERK; every conv and linear (an attention's joint input weight has no module of its own).
+
+    It refuses weights in channels_last, so only the pictures are.
+    """
 
     sparse = True
+
+    def make(self) -> nn.Module:
+        return network(self.case).to(memory_format=torch.contiguous_format)
 
     def prepare(self) -> None:
         from sparsimony.distributions.base import ERKDistribution

@@ -106,7 +106,7 @@ class Run:
             "stray": stray,
             "sparsity": 1 - sum(active) / total if total else None,
             "moved": moved / max(1, sum(active)),
-            "recompiles": _variants(),
+            "graphs": _variants(),
         }
 
 
