@@ -31,6 +31,9 @@ coverage: $(INSTALLED)  ## which models are captured and masked, over torchvisio
 bench-sparse: $(INSTALLED)  ## sparse kernels beside PyTorch, ONNX Runtime, OpenVINO and SparseProp; goes on where stopped
 	$(BIN)/python tools/bench.py sparse --resume --write docs/bench/sparse.md
 
+bench-train: $(INSTALLED)   ## masked training beside dense, rigl-torch and sparsimony; goes on where stopped
+	$(BIN)/python tools/bench.py train --resume --write docs/bench/train.md
+
 test: $(INSTALLED) $(BROWSER)      ## the tests, without the long ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 

@@ -1,6 +1,6 @@
 """Benchmarks: `python tools/bench.py flops` times counting, `struct` what cutting out channels is worth.
 
-`sparse` times sparse kernels beside everything dense, and SparseProp.
+`sparse` times sparse kernels beside everything dense, and SparseProp; `train` what masked training costs.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import bench_struct
 import torch
 import torchvision
 from bench_sparse import command as bench_sparse
+from bench_train import command as bench_train
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -80,6 +81,9 @@ def main() -> int:
     sparse = commands.add_parser("sparse", help="sparse kernels beside PyTorch, ONNX Runtime, OpenVINO, SparseProp")
     bench_sparse.add_arguments(sparse)
     sparse.set_defaults(run=bench_sparse.bench_sparse)
+    train = commands.add_parser("train", help="masked training beside dense, rigl-torch and sparsimony")
+    bench_train.add_arguments(train)
+    train.set_defaults(run=bench_train.bench_train)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     return arguments.run(arguments) or 0

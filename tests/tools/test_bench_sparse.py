@@ -11,9 +11,10 @@ from torch import nn
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
-from bench_sparse import bounds, command, measure, networks, peers, single_layers, storage, sweep  # noqa: E402
+from bench_parts import peers, storage  # noqa: E402
+from bench_parts.peers import Left, Worker  # noqa: E402
+from bench_sparse import bounds, command, measure, networks, single_layers, sweep  # noqa: E402
 from bench_sparse.goals import WORKS  # noqa: E402
-from bench_sparse.peers import Left, Worker  # noqa: E402
 from bench_sparse.results import Results, page, table  # noqa: E402
 
 import fxsparse  # noqa: E402

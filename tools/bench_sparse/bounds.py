@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .machine import caches
-from .peers import Left
+from bench_parts.machine import caches
+from bench_parts.peers import Left
 
 SOURCE = r"""
 #if defined(__AVX512F__)

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench_parts.peers import Worker
 from tabulate import tabulate
 
 from . import results as results_file
 from .goals import WORKS, Work
 from .measure import Settings, entrants_of, measure
-from .peers import Worker
 from .results import Results
 from .sweep import SPARSITIES as SWEPT
 from .sweep import measure_bounds, sweep_entrants, sweep_page

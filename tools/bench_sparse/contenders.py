@@ -155,9 +155,10 @@ def _ours_inference(case: Case) -> Loaded:
 
 
 def _ours_training(case: Case) -> Loaded:
+    from bench_parts.storage import kept_bytes
+
     from . import networks
     from .goals import CYCLE
-    from .storage import kept_bytes
 
     case = {**case, "more": {"update_interval": CYCLE, "stop_fraction": 1.0}}
     sparse, reference, x = networks.sparse_network(case)
@@ -180,8 +181,9 @@ def _ours_training(case: Case) -> Loaded:
 
 
 def _dense_storage(case: Case) -> Loaded:
+    from bench_parts.storage import kept_bytes
+
     from . import networks
-    from .storage import kept_bytes
 
     model, x = networks.dense_network(case)
     training = networks.Training(model.train(), x, networks.labels_for(case))

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench_parts.peers import Left, Worker, python_of
+
 from .goals import CYCLE, INTERVAL, Work
-from .peers import Left, Worker, python_of
 
 LARGEST_ERROR = {"inference": 1e-3, "layers": 1e-3, "training": 5e-2, "storage": 5e-2}
 """Relative; a training step's is that of the worst tensor's change, and a ReLU at 0 may go either way."""

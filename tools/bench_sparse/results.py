@@ -1,16 +1,16 @@
 """The file of results, and the table and page made from it."""
 
 import json
-import os
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from bench_parts.files import write_whole
+from bench_parts.machine import describe, in_a_line
 from tabulate import tabulate
 
 from .goals import WORKS
-from .machine import describe, in_a_line
 from .measure import best, geometric_mean
 
 Group = dict[str, Any]
@@ -44,12 +44,8 @@ class Results:
         self.save()
 
     def save(self) -> None:
-        """Written beside the file and put in its place, so that a stop leaves the old or the new one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".part")
         held = {"machine": self.machine, "bounds": self.bounds, "groups": self.groups}
-        beside.write_text(json.dumps(held, indent=1) + "\n")
-        os.replace(beside, self.path)
+        write_whole(self.path, json.dumps(held, indent=1) + "\n")
 
     def of(self, row: str, threads: int) -> list[Group]:
         return [group for group in self.groups if group["row"] == row and group["threads"] == threads]

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from bench_parts.peers import Left
 from tabulate import tabulate
 
 from .bounds import measured_bounds
 from .measure import FORMATS, Entrant
-from .peers import Left
 from .single_layers import macs
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97)

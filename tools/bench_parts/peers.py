@@ -29,6 +29,7 @@ class Environment:
     name: str
     steps: tuple[tuple[str, ...], ...]
     probe: str
+    wheels: bool = False  # pure Python: pip's files are kept in .peers/wheels, and do on a machine without network
 
 
 ENVIRONMENTS = {
@@ -37,6 +38,16 @@ ENVIRONMENTS = {
         "sparseprop",
         (("pybind11", "setuptools"), ("--no-build-isolation", "sparseprop==0.1.14")),
         "from sparseprop.modules import SparseConv2d",
+    ),
+    "rigl-torch": Environment(
+        "rigl-torch", (("rigl-torch==0.5.2",),), "from rigl_torch.RigL import RigLScheduler", wheels=True
+    ),
+    "sparsimony": Environment(
+        # its metadata wants Python of at most 3.12.0 and numpy 1; its code runs with newer ones
+        "sparsimony",
+        (("--ignore-requires-python", "sparsimony==0.1.0"),),
+        "from sparsimony.dst.rigl import RigL",
+        wheels=True,
     ),
 }
 
@@ -66,20 +77,32 @@ def _made(name: str, install: bool) -> str:
     if not install:
         raise Left(f"{name} is not installed")
     print(f"installing {name} into .peers/{name}", file=sys.stderr, flush=True)
-    _ran([sys.executable, "-m", "venv", "--clear", str(folder)], folder)
+    pip = [sys.executable, "-m", "pip", "--python", str(python)] if environment.wheels else [str(python), "-m", "pip"]
+    _ran([sys.executable, "-m", "venv", "--clear", *(["--without-pip"] * environment.wheels), str(folder)], folder)
     for step in environment.steps:
         if step is environment.steps[-1]:
             _share(folder)
-        _ran([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *step], folder)
+        source = _downloaded(pip, step, folder) if environment.wheels else ()
+        _ran([*pip, "install", "--quiet", "--no-deps", *source, *step], folder)
     _ran([str(python), "-c", environment.probe], folder)
     ready.write_text(wanted)
     return str(python)
 
 
+def _downloaded(pip: Sequence[str], step: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Where pip finds the step's package: a file that was kept from an earlier time, or is fetched now."""
+    kept = FOLDER / "wheels"
+    name = step[-1].replace("==", "-").replace("-", "_").rpartition("_")
+    if not list(kept.glob(f"{name[0]}-{name[2]}-*.whl")):
+        _ran([*pip, "download", "--quiet", "--no-deps", "--dest", str(kept), *step], folder)
+    return "--no-index", "--find-links", str(kept)
+
+
 def _share(folder: Path) -> None:
     """Lets an environment see this one's packages, so that PyTorch is not installed again."""
     (target,) = folder.glob("lib/python*/site-packages")
-    (target / "shared.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (target / "shared.pth").write_text("\n".join([str(Path(torch.__file__).parents[1]), *shared]) + "\n")
 
 
 def _ran(command: Sequence[str], folder: Path) -> None:
@@ -96,11 +119,13 @@ def _ran(command: Sequence[str], folder: Path) -> None:
 
 
 class Worker:
-    """A process that loads contenders and times them."""
+    """A process that loads contenders and times them: the program `module` of one of the benchmarks."""
+
+    module = "bench_sparse.worker"
 
     def __init__(self, python: str, threads: int) -> None:
         self.log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        paths = [str(TOOLS), os.environ.get("PYTHONPATH", "")]
+        paths = [str(TOOLS), str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
         settings = {
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "OMP_NUM_THREADS": str(threads),
@@ -109,7 +134,7 @@ class Worker:
         }
         self.threads = threads
         self.process = subprocess.Popen(
-            [python, "-m", "bench_sparse.worker"],
+            [python, "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -120,15 +145,16 @@ class Worker:
 
     def load(self, contender: str, case: dict[str, Any]) -> dict[str, Any]:
         """Its number, error and facts. Raises Left."""
-        return self._ask({"do": "load", "contender": contender, "case": {**case, "threads": self.threads}})
+        return self.ask({"do": "load", "contender": contender, "case": {**case, "threads": self.threads}})
 
     def run(self, number: int, seconds: float) -> list[list[list[float]]]:
-        return self._ask({"do": "run", "number": number, "seconds": seconds})["turns"]
+        return self.ask({"do": "run", "number": number, "seconds": seconds})["turns"]
 
     def drop(self, number: int) -> None:
-        self._ask({"do": "drop", "number": number})
+        self.ask({"do": "drop", "number": number})
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request. Raises Left."""
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(json.dumps(request) + "\n")

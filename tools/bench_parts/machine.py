@@ -12,7 +12,7 @@ import torch
 
 def describe() -> dict[str, Any]:
     """Processor, its caches and instruction set, memory, system, compiler and library versions."""
-    return {
+    found = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -23,12 +23,22 @@ def describe() -> dict[str, Any]:
         "compiler": _compiler(),
         "versions": {name: _version(name) for name in ("torch", "torchvision", "onnxruntime", "numpy")},
     }
+    if torch.cuda.is_available():
+        found["gpu"] = _gpu()
+    return found
+
+
+def _gpu() -> str:
+    """Name, memory, multiprocessors and CUDA version of the first device."""
+    of = torch.cuda.get_device_properties(0)
+    return f"{of.name}, {of.total_memory / 2**30:.0f} GiB, {of.multi_processor_count} SMs, CUDA {torch.version.cuda}"
 
 
 def in_a_line(machine: dict[str, Any]) -> str:
     caches_text = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
+    gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
     return (
-        f"{machine['processor']} ({machine['instruction_set']}, {machine['cores']} cores; {caches_text}), "
+        f"{gpu}{machine['processor']} ({machine['instruction_set']}, {machine['cores']} cores; {caches_text}), "
         f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}, {machine['compiler']}, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
     )

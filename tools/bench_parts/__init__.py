@@ -1,0 +1,1 @@
+"""What the benchmarks share: processes of their own, the competitors' environments, the machine, bytes, files."""
