@@ -28,7 +28,7 @@ class Dense(Static):
 
     name = "dense"
     summary = "masks of ones; the baseline through the same graph"
-    granularities = ("weight", "channel", "block")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
 
     def target_sparsity(self, sparsity: float) -> float:
         return 0.0
