@@ -1,6 +1,6 @@
 """Benchmarks: `python tools/bench.py flops` times counting, `struct` what cutting out channels is worth.
 
-`sparse` times sparse kernels beside everything dense, and SparseProp.
+`sparse` times sparse kernels beside everything dense, and SparseProp; `nm` times 2:4 inference on a GPU.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bench_nm
 import bench_struct
 import torch
 import torchvision
@@ -80,6 +81,9 @@ def main() -> int:
     sparse = commands.add_parser("sparse", help="sparse kernels beside PyTorch, ONNX Runtime, OpenVINO, SparseProp")
     bench_sparse.add_arguments(sparse)
     sparse.set_defaults(run=bench_sparse.bench_sparse)
+    nm = commands.add_parser("nm", help="2:4 inference of a ViT-L-sized encoder on a GPU, over dense compiled")
+    bench_nm.add_arguments(nm)
+    nm.set_defaults(run=bench_nm.bench_nm)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     return arguments.run(arguments) or 0
