@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 
 import fxsparse
+from fxsparse import models
 from fxsparse.kernels.semi_structured import find_kernels
 from fxsparse.runtime.group_selection import rewire_in_groups
 
@@ -53,7 +54,7 @@ def test_a_rewiring_chooses_the_same_positions_as_on_the_cpu(layout):
 @pytest.mark.parametrize("method", ["rigl", "set"])
 def test_every_group_keeps_its_number_in_mixed_precision(method):
     torch.manual_seed(0)
-    model = fxsparse.models.wide_resnet22_2().cuda().to(memory_format=torch.channels_last)
+    model = models.wide_resnet22_2().cuda().to(memory_format=torch.channels_last)
     x = torch.randn(16, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (16,), device="cuda")
     sparse = fxsparse.sparsify(model, x, method, granularity="2:4", update_interval=5)

@@ -262,6 +262,16 @@ def test_snip_keeps_the_most_sensitive_of_every_group():
             assert {index for index in group if sparse.masks[name][index]} == set(best)
 
 
+@pytest.mark.parametrize("regrown", ["kept", "forbidden"])
+def test_what_was_dropped_may_come_back_or_not(regrown):
+    sparse, own, _ = made("rigl", drop_fraction=0.5, decay="constant", semantics={"regrown": regrown})
+    before = {name: sparse.masks[name].clone() for name in INPUTS}
+    train(sparse, own, 0, 3)
+    fresh = {name: int((sparse.masks[name] & ~before[name]).sum()) for name in INPUTS}
+    k = {name: int(before[name].sum()) // 2 for name in INPUTS}
+    assert fresh == k if regrown == "forbidden" else all(0 < fresh[name] <= k[name] for name in INPUTS) and fresh != k
+
+
 def test_set_grows_anywhere_in_a_group():
     sparse, own, _ = made("set", steps=400, update_interval=1, decay="constant", drop_fraction=1.0)
     first = {name: sparse.masks[name].clone() for name in INPUTS}
