@@ -64,16 +64,15 @@ class GroupLayout:
         Returns:
             int16 (of the weight's shape).
         """
-        lowest = float("-inf")
-        scores = self.split(torch.where(candidates & ~score.isnan(), score, lowest))
+        scores = self.split(torch.where(candidates & ~score.isnan(), score, float("-inf")))
         eligible = self.split(candidates)
-        places = torch.arange(self.of, device=score.device)
-        places = places.view(-1, *[1] * (len(self.shape) - self.dim - 1))
         ranks = torch.zeros_like(scores, dtype=torch.int16)
-        for place in range(self.of):
-            other = scores.narrow(self.axis, place, 1)
-            before = (other > scores) | ((other == scores) & (places > place))
-            ranks += before & eligible.narrow(self.axis, place, 1)
+        for place in range(self.of - 1):  # each with all later ones, before which it goes if they are equal
+            later = (self.axis, place + 1, self.of - 1 - place)
+            first = scores.narrow(self.axis, place, 1) >= scores.narrow(*later)
+            ranks.narrow(*later).add_(first & eligible.narrow(self.axis, place, 1))
+            behind = (~first & eligible.narrow(*later)).sum(self.axis, keepdim=True, dtype=torch.int16)
+            ranks.narrow(self.axis, place, 1).add_(behind)
         return self.join(ranks)
 
     def draw(self, lottery: Tensor) -> Tensor:
