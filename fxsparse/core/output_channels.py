@@ -31,12 +31,15 @@ def output_channels(
 def input_channels(parameter: nn.Parameter, operands: Iterable[tuple[WeightOperand, Origin]]) -> tuple[int | None, int]:
     """The same of the input channels, over which products are summed.
 
-    A convolution's weight has those of one group; a transposed one's has all of them, group by group.
+    A convolution's weight has those of one group; a transposed one's has all of them, group by group. Where a view
+    splits a dimension into outputs and inputs, the inputs of every output are a group; where one joins dimensions, the
+    last of them is the one.
     """
-    return _agreed(
-        (_dim_of(parameter, operand, operand.input_axis), _input_groups(operand, origin))
-        for operand, origin in operands
-    )
+    found = []
+    for operand, origin in operands:
+        dim = _dim_of(parameter, operand, operand.input_axis)
+        found.append((dim, 0 if dim is None else _input_groups(parameter.shape[dim], operand, origin)))
+    return _agreed(found)
 
 
 def _agreed(found: Iterable[tuple[int | None, int]]) -> tuple[int | None, int]:
@@ -57,8 +60,12 @@ def _groups_of(operand: WeightOperand, origin: Origin) -> int:
     return 0 if origin.is_part else operand.groups
 
 
-def _input_groups(operand: WeightOperand, origin: Origin) -> int:
-    """Groups along the input channels; 0 as above."""
+def _input_groups(size: int, operand: WeightOperand, origin: Origin) -> int:
+    """Groups along the input channels, whose dimension of the parameter has that size; 0 as above."""
+    assert operand.input_axis is not None
+    inputs = shape_of(operand.node)[operand.input_axis]
+    if inputs < size:
+        return 0 if size % inputs or operand.groups > 1 else size // inputs
     if operand.groups == 1 or not operand.operation.startswith("conv_transpose"):
         return 1
     return 0 if origin.is_part else operand.groups
