@@ -68,10 +68,12 @@ def site_report(
     return "\n".join(lines)
 
 
-def unit_lines(granularity: Granularity, layouts: Mapping[str, UnitLayout]) -> list[str]:
-    """What is dropped and grown as one, where that is not said elsewhere, and where it is smaller than that."""
+def unit_lines(granularity: Granularity, layouts: Mapping[str, UnitLayout], left_dense: Mapping[str, str]) -> list[str]:
+    """What is dropped and grown as one, where that is not said elsewhere, where it is smaller, and where it is not."""
     smaller = [line for name, layout in layouts.items() if (line := layout.describe(name))]
-    return [line for line in (granularity.phrase, *(f"  smaller ones: {line}" for line in smaller)) if line]
+    lines = [granularity.phrase, *(f"  smaller ones: {line}" for line in smaller)]
+    lines += [f"  left dense: {name}, {reason}" for name, reason in left_dense.items()]
+    return [line for line in lines if line]
 
 
 def channel_lines(plan: ChannelPlan, alive: Mapping[str, Tensor]) -> list[str]:

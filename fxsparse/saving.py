@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from .channels.channel_plan import channels_in
 from .core.errors import CheckpointError, ConfigError, InputError
+from .core.granularity import check_masks
 from .core.records import TensorSpec, record_of, specs_of
 from .kernels import SparsePattern
 from .kernels.calls import fused_conv, fused_linear
@@ -134,6 +135,8 @@ def load_sparse(
     check_rest_is_there(module)
     if module.channels is not None:
         channels_in(module.channels, module.sites, _masks_of(module, file, rows))
+    if module.group_layouts:
+        check_masks(_masks_of(module, file, rows), {}, module.group_layouts, module.granularity)
     target, fresh = module, None
     if lower is not None and not module.lowered and all(module.get_parameter(s.name).is_meta for s in module.sites):
         example = module.example if example_input is None else specs_of(split_example(example_input))

@@ -16,7 +16,8 @@ from .channels.analysis import captured_for_channels
 from .channels.channel_plan import channels_in, elements_left
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
 from .core.errors import RuntimeStateError
-from .core.granularity import SINGLE_WEIGHTS, Granularity, UnitLayout, check_units, layouts_of
+from .core.granularity import SINGLE_WEIGHTS, Granularity, UnitLayout, check_masks, groups_of, layouts_of
+from .core.group_layout import GroupLayout
 from .core.known_zeros import note_zeros
 from .core.masking import floor_count, in_format_of, initial_mask, seeded_generator
 from .core.records import Captured, Uncovered, WeightSite
@@ -49,6 +50,8 @@ class SparseModule(LowerableModule):
         channels: the channel sites, where whole channels are dropped and grown; else None.
         granularity: what is dropped and grown as one.
         unit_layouts: weight name -> its units, where they are blocks of weights; else empty.
+        group_layouts: weight name -> its groups, where each group of M weights keeps N active; else empty.
+        left_dense: weight name -> why it has no such groups, and so stays dense.
         dense_gradient: whether `weight.grad` is dense in the present step (or the magnitude of it); the rewirer
             sets it.
     """
@@ -63,6 +66,8 @@ class SparseModule(LowerableModule):
     channels: ChannelPlan | None
     granularity: Granularity
     unit_layouts: Mapping[str, UnitLayout]
+    group_layouts: Mapping[str, GroupLayout]
+    left_dense: Mapping[str, str]
     dense_gradient: bool | str
     _rewirer: Rewirer | None
 
@@ -97,6 +102,8 @@ class SparseModule(LowerableModule):
         self.channels = channels
         self.granularity = granularity
         self.unit_layouts = layouts_of(granularity, sites)
+        groups, self.left_dense = groups_of(granularity, sites, exact=not method.starts_dense)
+        self.group_layouts = {name: layout for name, layout in groups.items() if sparsities[name] > 0.0}
         self.dense_gradient = False
         self.lowered_run = update_steps.new_run()
         self._rewirer = None
@@ -110,6 +117,8 @@ class SparseModule(LowerableModule):
                 sparsity, layout = method.initial_sparsity(sparsities[site.name]), self.unit_layouts.get(site.name)
                 generator, drawn = seeded_generator(seed, "mask", site.name), self.semantics.initial_masks
                 mask = initial_mask(weight, sparsity, generator, drawn == "bernoulli", layout)
+                if site.name in self.group_layouts and sparsity > 0.0:
+                    mask = self.group_layouts[site.name].random_mask(weight, generator)
             self.get_submodule(owner).register_buffer(f"{parameter}_mask", mask)
         self.apply_masks_()
 
@@ -221,13 +230,11 @@ class SparseModule(LowerableModule):
             mask = state_dict.get(site.mask_name)
             if mask is not None and mask.dtype != torch.bool:
                 raise RuntimeStateError(f"{site.mask_name} is {mask.dtype} in this state_dict; a mask is bool")
-        if self.channels is not None and all(site.mask_name in state_dict for site in self.sites):
-            given = {site.name: state_dict[site.mask_name] for site in self.sites}
-            if all(given[site.name].shape == site.shape for site in self.sites):
-                channels_in(self.channels, self.sites, given)
-        for name, layout in self.unit_layouts.items():
-            if f"{name}_mask" in state_dict:
-                check_units(name, state_dict[f"{name}_mask"], layout, self.granularity)
+        given = {site.name: state_dict[site.mask_name] for site in self.sites if site.mask_name in state_dict}
+        whole = all(site.name in given and given[site.name].shape == site.shape for site in self.sites)
+        if self.channels is not None and whole:
+            channels_in(self.channels, self.sites, given)
+        check_masks(given, self.unit_layouts, self.group_layouts, self.granularity)
         with self._at_full_size():
             result = super().load_state_dict(state_dict, strict, assign)
             self.apply_masks_()
@@ -339,7 +346,7 @@ class SparseModule(LowerableModule):
             heading.append(f"not by the one before it: {self.capture_reason}")
         if self.channels is not None:
             heading += channel_lines(self.channels, self.active_channels)
-        heading += unit_lines(self.granularity, self.unit_layouts)
+        heading += unit_lines(self.granularity, self.unit_layouts, self.left_dense)
         return site_report(heading, self.sites, self.active_counts, self.flops(), self.uncovered, self.notes)
 
     def fold(self) -> CapturedModule:

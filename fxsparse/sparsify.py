@@ -24,7 +24,16 @@ from .core.errors import (
     check_number,
     nearest,
 )
-from .core.granularity import SINGLE_WEIGHTS, Given, Granularity, UnitLayout, check_units, layouts_of
+from .core.granularity import (
+    SINGLE_WEIGHTS,
+    Given,
+    Granularity,
+    UnitLayout,
+    check_groups,
+    check_units,
+    groups_of,
+    layouts_of,
+)
 from .core.records import Captured, WeightSite
 from .passes.allocate_sparsity import allocate_sparsity
 from .passes.annotate_shapes import annotate_shapes
@@ -35,7 +44,7 @@ from .passes.select_sites import Selectors, select_sites
 from .passes.solve_flop_budget import solve_flop_budget
 from .passes.trace import trace
 from .passes.verify import verify as verify_outputs
-from .runtime.granularity import check_granularity, check_movement
+from .runtime.granularity import check_goal, check_granularity, check_movement
 from .runtime.methods import METHODS, Method, make_method
 from .runtime.methods import method_options as list_options
 from .runtime.schedule import UpdateSchedule
@@ -105,7 +114,9 @@ def sparsify(
         power: exponent on the ER and ERK proportions.
         granularity: what is dropped and grown as one: single weights (`"weight"`); blocks of them, such as `(4, 1)` or
             `"4x1"`: those of 4 consecutive output channels at one input position; or whole channels (`"channel"`),
-            which can be cut out of the graph. `sparsity` is then counted as after cutting them out.
+            which can be cut out of the graph. `sparsity` is then counted as after cutting them out. `"2:4"` (N:M): of
+            every 4 consecutive weights along the input dimension 2 are active; that fixes the sparsity, 1 - N/M, of
+            every weight whose input dimension is a multiple of M, and leaves the others dense.
         seed: of the initial masks and of every random choice while rewiring.
         capture: how the graph is made: `"concrete"` (a tracer that knows the example), `"export"` (`torch.export`),
             or `"auto"`, the first of them that takes the model; `sparse.capture` says which it was.
@@ -130,6 +141,9 @@ def sparsify(
         raise ConfigError(f"masks bring their own densities; leave {'dense' if dense else 'explicit'} out")
     if masks is not None and method.initial_sparsity(0.5) != 0.5:
         raise ConfigError(f"method {method.name} starts dense; masks= is for a method that starts sparse")
+    fixed = check_goal(
+        chosen, sparsity=sparsity, flops=flops, distribution=distribution, explicit=explicit, power=power
+    )
     if sparsity is None:
         sparsity = 0.9
     check_number("seed", seed, whole=True)
@@ -177,6 +191,10 @@ def sparsify(
         )
     elif masks is not None:
         sparsities = _sparsities_of(masks, sites, layouts, chosen)
+        if fixed is not None:
+            _check_group_masks(masks, sites, chosen)
+    elif fixed is not None:
+        sparsities = _in_groups(sites, chosen, fixed, stay_dense)
     elif not method.target_sparsity(sparsity):
         sparsities = {site.name: 0.0 for site in sites}
     else:
@@ -248,6 +266,27 @@ def _channels(
     else:
         alive = first_channels(plan, seed, start_dense=method.initial_sparsity(0.5) != 0.5)
     return plan, planned_sparsities(plan, sites, plan.targets), masks_of(plan.sites, sites, alive)
+
+
+def _in_groups(
+    sites: Sequence[WeightSite], granularity: Granularity, sparsity: float, dense: Sequence[str]
+) -> dict[str, float]:
+    """The sparsity of every site that has groups of M weights; the others, and those named dense, stay dense."""
+    groups, reasons = groups_of(granularity, sites)
+    if not groups:
+        name, reason = next(iter(reasons.items()))
+        raise SelectionError(f"granularity {granularity} fits no weight: {name} stays dense, since {reason}")
+    return {site.name: sparsity if site.name in groups and site.name not in dense else 0.0 for site in sites}
+
+
+def _check_group_masks(masks: Mapping[str, Tensor], sites: Sequence[WeightSite], granularity: Granularity) -> None:
+    """`SelectionError` for a mask that is neither N of every M nor all of them."""
+    groups, reasons = groups_of(granularity, sites)
+    for name, mask in masks.items():
+        if name in reasons and not bool(mask.all()):
+            raise SelectionError(f"masks: {name} cannot be {granularity}: {reasons[name]}; its mask has to be all True")
+        if name in groups and not bool(mask.all()):
+            check_groups(name, mask, groups[name], granularity)
 
 
 def _narrowed(model: nn.Module, example_input: Any, seed: int, goal: Mapping[str, Any]) -> nn.Module:

@@ -56,7 +56,7 @@ def find_lowerable(
     """
     calls: dict[str, list[SparseCall]] = {}
     reasons: dict[str, str] = {}
-    hidden = _names_in_units(captured)
+    hidden = names_in_units(captured)
     masked: dict[str, list[tuple[str, fx.Node]]] = {site.name: [] for site in sites}
     for mode, graph in captured.distinct_graphs():
         for node in graph.find_nodes(op="call_function", target=apply_mask):
@@ -80,13 +80,14 @@ def find_whole(captured: Captured) -> dict[str, list[SparseCall]]:
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
             continue
         tensor = attribute(captured.model, str(weight.target))
-        call = _call("eval", node, weight, tuple(tensor.shape))
+        call = call_of("eval", node, weight, tuple(tensor.shape))
         if isinstance(call, SparseCall) and tensor.dtype in _DTYPES and tensor.device.type == "cpu":
             found.setdefault(str(weight.target), []).append(call)
     return found
 
 
-def _names_in_units(captured: Captured) -> set[str]:
+def names_in_units(captured: Captured) -> set[str]:
+    """What is read inside submodules that stay one call."""
     units = captured.units.distinct_graphs() if captured.units else ()
     return {str(node.target) for _, _, graph in units for node in graph.find_nodes(op="get_attr")}
 
@@ -104,7 +105,7 @@ def _calls_of(
     calls = []
     for mode, node in masked:
         for user in node.users:
-            call = _call(mode, user, node, site.shape)
+            call = call_of(mode, user, node, site.shape)
             if isinstance(call, str):
                 return [], call
             calls.append(call)
@@ -115,7 +116,8 @@ def _calls_of(
     return calls, ""
 
 
-def _call(mode: str, node: fx.Node, weight: fx.Node, shape: tuple[int, ...]) -> SparseCall | str:
+def call_of(mode: str, node: fx.Node, weight: fx.Node, shape: tuple[int, ...]) -> SparseCall | str:
+    """The call of a weight at a node, or why it is none that a sparse kernel could do."""
     if node.target is torch.gru:
         return "a gru has a sparse kernel for inference alone"
     if node.target in FUSED:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxsparse.core.arguments import check_decision
 from fxsparse.core.graphs import attribute, has_effect, operand, operation_name
 from fxsparse.core.operations import EMBEDDINGS, PRODUCTS, WEIGHTED
-from fxsparse.core.output_channels import output_channels
+from fxsparse.core.output_channels import input_channels, output_channels
 from fxsparse.core.records import Captured, SiteUse, Uncovered, WeightSite, record_of
 from fxsparse.core.weight_operands import WeightOperand, input_dependent, weight_operands
 from fxsparse.core.weight_origin import Origin, origins_of, parameters_behind
@@ -77,6 +77,7 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
             continue
         matrix = _matrix(parameter, found.operands)
         output_dim, output_groups = output_channels(parameter, found.operands)
+        input_dim, input_groups = input_channels(parameter, found.operands)
         owner = type(model.get_submodule(name.rpartition(".")[0]))
         sites.append(
             WeightSite(
@@ -93,6 +94,8 @@ def find_sites(captured: Captured) -> tuple[list[WeightSite], list[Uncovered]]:
                 looks_like_a_table=_looks_like_a_table(name, owner, found.uses),
                 output_dim=output_dim,
                 output_groups=output_groups,
+                input_dim=input_dim,
+                input_groups=input_groups,
             )
         )
     return sorted(sites, key=_execution_order(captured)), uncovered

@@ -9,8 +9,9 @@ from torch import fx, nn
 from fxsparse.core.graphs import IN_PLACE_OPERATORS, attribute, operation_name
 from fxsparse.core.records import TensorSpec, record_of, update_record
 from fxsparse.kernels.calls import lowered_conv, lowered_linear
+from fxsparse.kernels.semi_structured import semi_structured_conv
 
-_LOWERED = (lowered_conv, lowered_linear)
+_LOWERED = (lowered_conv, lowered_linear, semi_structured_conv)
 _WANT_STRIDES = frozenset("view view_as as_strided _unsafe_view view_as_complex view_as_real".split())
 _ALIASES = _WANT_STRIDES | frozenset(
     "getitem reshape flatten unflatten transpose permute movedim swapaxes moveaxis t T mT squeeze unsqueeze expand "

@@ -1,6 +1,7 @@
 """Benchmarks: `python tools/bench.py flops` times counting, `struct` what cutting out channels is worth.
 
-`sparse` times sparse kernels beside everything dense, and SparseProp; `train` what masked training costs.
+`sparse` times sparse kernels beside everything dense, and SparseProp; `train` what masked training costs; `nm` 2:4
+inference on a GPU.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bench_nm
 import bench_struct
 import torch
 import torchvision
@@ -84,6 +86,9 @@ def main() -> int:
     train = commands.add_parser("train", help="masked training beside dense, rigl-torch and sparsimony")
     bench_train.add_arguments(train)
     train.set_defaults(run=bench_train.bench_train)
+    nm = commands.add_parser("nm", help="2:4 inference of a ViT-L-sized encoder on a GPU, over dense compiled")
+    bench_nm.add_arguments(nm)
+    nm.set_defaults(run=bench_nm.bench_nm)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     return arguments.run(arguments) or 0

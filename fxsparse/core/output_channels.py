@@ -1,4 +1,4 @@
-"""Which dimension of a parameter runs over the output channels of the weight that is made of it.
+"""Which dimension of a parameter runs over the output, or the input, channels of the weight that is made of it.
 
 `x @ w` has them last, `F.linear(x, w)` first, `x @ w.t()` first again, a transposed convolution second. A weight is
 followed back to its parameter by the strides of its views: the axis of the weight that makes the outputs has the
@@ -23,10 +23,30 @@ def output_channels(
 
     The dimension is None where it is not known, or where uses differ in it or in the groups.
     """
-    found = {(_dim_of(parameter, operand), _groups_of(operand, origin)) for operand, origin in operands}
-    if len(found) != 1:
+    return _agreed(
+        (_dim_of(parameter, operand, operand.output_axis), _groups_of(operand, origin)) for operand, origin in operands
+    )
+
+
+def input_channels(parameter: nn.Parameter, operands: Iterable[tuple[WeightOperand, Origin]]) -> tuple[int | None, int]:
+    """The same of the input channels, over which products are summed.
+
+    A convolution's weight has those of one group; a transposed one's has all of them, group by group. Where a view
+    splits a dimension into outputs and inputs, the inputs of every output are a group; where one joins dimensions, the
+    last of them is the one.
+    """
+    found = []
+    for operand, origin in operands:
+        dim = _dim_of(parameter, operand, operand.input_axis)
+        found.append((dim, 0 if dim is None else _input_groups(parameter.shape[dim], operand, origin)))
+    return _agreed(found)
+
+
+def _agreed(found: Iterable[tuple[int | None, int]]) -> tuple[int | None, int]:
+    different = set(found)
+    if len(different) != 1:
         return None, 1
-    ((dim, groups),) = found
+    ((dim, groups),) = different
     return (dim, groups) if dim is not None and groups else (None, 1)
 
 
@@ -40,8 +60,19 @@ def _groups_of(operand: WeightOperand, origin: Origin) -> int:
     return 0 if origin.is_part else operand.groups
 
 
-def _dim_of(parameter: nn.Parameter, operand: WeightOperand) -> int | None:
-    node, axis = operand.node, operand.output_axis
+def _input_groups(size: int, operand: WeightOperand, origin: Origin) -> int:
+    """Groups along the input channels, whose dimension of the parameter has that size; 0 as above."""
+    assert operand.input_axis is not None
+    inputs = shape_of(operand.node)[operand.input_axis]
+    if inputs < size:
+        return 0 if size % inputs or operand.groups > 1 else size // inputs
+    if operand.groups == 1 or not operand.operation.startswith("conv_transpose"):
+        return 1
+    return 0 if origin.is_part else operand.groups
+
+
+def _dim_of(parameter: nn.Parameter, operand: WeightOperand, axis: int | None) -> int | None:
+    node = operand.node
     if axis is None:
         return None
     axis %= len(shape_of(node))

@@ -94,6 +94,8 @@ class WeightSite:
             positions or tokens.
         output_dim: the dimension of `shape` over the output channels; None where it is not known.
         output_groups: into how many groups (of a convolution) that dimension falls.
+        input_dim, input_groups: the same of the input channels, over which products are summed. A convolution's weight
+            has those of one group.
     """
 
     name: str
@@ -109,6 +111,8 @@ class WeightSite:
     looks_like_a_table: bool = False
     output_dim: int | None = 0
     output_groups: int = 1
+    input_dim: int | None = 1
+    input_groups: int = 1
 
     @property
     def matrices(self) -> int:

@@ -32,6 +32,7 @@ class WeightOperand:
         matrix: `(out, in, *kernel)` of one matrix of the argument; a batch of matrices has several.
         groups: of a convolution.
         output_axis: of `node`'s value, the axis over output channels (of several the last); None where there is none.
+        input_axis: the same of the axis over input channels, which is summed over.
     """
 
     node: fx.Node
@@ -39,6 +40,7 @@ class WeightOperand:
     matrix: Shape
     groups: int = 1
     output_axis: int | None = 0
+    input_axis: int | None = 1
 
 
 def weight_operands(node: fx.Node, from_input: frozenset[fx.Node]) -> list[WeightOperand]:
@@ -61,7 +63,7 @@ def _operands(node: fx.Node, from_input: frozenset[fx.Node]) -> Iterator[WeightO
         if isinstance(weight, fx.Node):
             groups = groups if isinstance(groups, int) else 1
             axis = 1 if operation.name.startswith("conv_transpose") else 0
-            yield WeightOperand(weight, operation.name, shape_of(weight), groups, axis)
+            yield WeightOperand(weight, operation.name, shape_of(weight), groups, axis, 1 - axis)
     elif node.target in FUSED:
         for weight in FUSED[node.target].weights(node):
             if isinstance(weight, fx.Node):
@@ -79,7 +81,8 @@ def _operands(node: fx.Node, from_input: frozenset[fx.Node]) -> Iterator[WeightO
                 if len(shape) >= 2:
                     matrix = shape[-2:] if index == 0 else shape[:-3:-1]
                     axis = -2 if index == 0 else -1
-                    yield WeightOperand(factor, operation_name(node).strip("_"), matrix, output_axis=axis)
+                    title = operation_name(node).strip("_")
+                    yield WeightOperand(factor, title, matrix, output_axis=axis, input_axis=-3 - axis)
 
 
 def _einsum_operands(node: fx.Node, from_input: frozenset[fx.Node]) -> Iterator[WeightOperand]:
@@ -96,7 +99,9 @@ def _einsum_operands(node: fx.Node, from_input: frozenset[fx.Node]) -> Iterator[
             taken = prod(size for label, size in sizes.items() if label not in output)
             given = prod(size for label, size in sizes.items() if label not in others)
             outputs = [axis for axis, label in enumerate(own) if label not in others]
-            yield WeightOperand(factor, "einsum", (given, taken), output_axis=outputs[-1] if outputs else None)
+            inputs = [axis for axis, label in enumerate(own) if label not in output]
+            last_output, last_input = outputs[-1] if outputs else None, inputs[-1] if inputs else None
+            yield WeightOperand(factor, "einsum", (given, taken), output_axis=last_output, input_axis=last_input)
 
 
 def einsum_terms(node: fx.Node) -> tuple[list[list[Any]], list[Any], list[Any]]:

@@ -60,11 +60,17 @@ def check_follows(optimizer: torch.optim.Optimizer, method: Method, has_rewired:
         )
 
 
-def check_lowered(name: str, masked: nn.Module, lowered: nn.Module, example: tuple[tuple, dict[str, Any]]) -> None:
+def check_lowered(
+    name: str,
+    masked: nn.Module,
+    lowered: nn.Module,
+    example: tuple[tuple, dict[str, Any]],
+    tolerance: float = 1e-3,
+) -> None:
     """Compares both on random inputs like the example's.
 
     Raises:
-        VerificationError: outputs that differ by more than 1e-3 of their largest.
+        VerificationError: outputs that differ by more than `tolerance` of their largest.
     """
     generator = torch.Generator().manual_seed(0)
     args, kwargs = pytree.tree_map(
@@ -82,7 +88,7 @@ def check_lowered(name: str, masked: nn.Module, lowered: nn.Module, example: tup
         if isinstance(one, Tensor) and one.is_floating_point() and one.numel():
             scale = one.abs().max().clamp(min=1e-12)
             worst = float((one - other).abs().max() / scale)
-            if not worst <= 1e-3:
+            if not worst <= tolerance:
                 raise VerificationError(
                     f"{name}, lowered, differs from the masked module by {worst:.1e} of its largest output; "
                     "lower it with layers= naming fewer weights"
@@ -93,7 +99,7 @@ def _random(leaf: Any, generator: torch.Generator) -> Any:
     if not isinstance(leaf, TensorSpec):
         return leaf
     if leaf.dtype.is_floating_point:
-        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
     if leaf.dtype == torch.bool:
-        return torch.ones(leaf.shape, dtype=torch.bool)
-    return torch.zeros(leaf.shape, dtype=leaf.dtype)
+        return torch.ones(leaf.shape, dtype=torch.bool, device=leaf.device)
+    return torch.zeros(leaf.shape, dtype=leaf.dtype, device=leaf.device)

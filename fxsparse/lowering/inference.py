@@ -1,12 +1,12 @@
 """`lower_for_inference`: a module that only runs, on sparse kernels."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..captured_module import CapturedModule
 from ..core.errors import InputError
@@ -70,11 +70,24 @@ def lower_for_inference(
     tensors |= own
     choose_layout(lowered.model, graph)
     pool_maxima(lowered.model, graph)
+    return module_of(lowered, graph, tensors, decisions)
+
+
+def module_of(
+    lowered: Captured, graph: fx.Graph, tensors: Mapping[str, Tensor], decisions: Sequence[Decision]
+) -> LoweredModule:
+    """A module that runs a graph in both modes, over copies of what it reads.
+
+    Args:
+        lowered: whose attributes the graph reads.
+        tensors: attributes that are others than there; they are not copied.
+    """
     root = nn.Module()
     copied: dict[int, Any] = {id(lowered.model): root}  # submodules that run by a graph refer to the whole
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in tensors:
-            root.register_buffer(str(node.target), tensors[str(node.target)])
+            owner, _, last = str(node.target).rpartition(".")
+            _module_at(root, owner).register_buffer(last, tensors[str(node.target)])
         elif node.op in ("get_attr", "call_module"):
             _copy_attribute(lowered.model, root, str(node.target), copied)
     for _, _, inside in lowered.units.distinct_graphs() if lowered.units else ():
@@ -85,13 +98,19 @@ def lower_for_inference(
     return LoweredModule(captured, decisions)
 
 
+def _module_at(root: nn.Module, name: str) -> nn.Module:
+    """The submodule of that name, with plain modules on the way to it."""
+    for atom in name.split(".") if name else ():
+        if atom not in root._modules:
+            root.add_module(atom, nn.Module())
+        root = root._modules[atom]  # type: ignore[assignment]
+    return root
+
+
 def _copy_attribute(source: nn.Module, target: nn.Module, name: str, copied: dict[int, Any]) -> None:
-    """Copies an attribute to the same qualified name, with plain modules on the way to it."""
-    *path, last = name.split(".")
-    for atom in path:
-        if atom not in target._modules:
-            target.add_module(atom, nn.Module())
-        target = target._modules[atom]  # type: ignore[assignment]
+    """Copies an attribute to the same qualified name."""
+    owner, _, last = name.rpartition(".")
+    target = _module_at(target, owner)
     value: Any = attribute(source, name)
     if last in target._modules or hasattr(target, last):
         return

@@ -20,9 +20,12 @@ from ..runtime.methods import Method
 from ..runtime.semantics import Semantics
 from .checks import check_follows, check_lowered, check_trains_lowered
 from .decisions import captured_by, decide, kernel_block
-from .inference import lower_for_inference
+from .inference import LoweredModule, lower_for_inference
 from .recurrences import decide_recurrences
+from .semi_structured import TOLERANCE, like, lower_for_cuda
 from .storage import LoweredStorage
+
+BACKENDS = ("cpu", "cuda")
 
 
 class LowerableModule(CapturedModule):
@@ -72,23 +75,29 @@ class LowerableModule(CapturedModule):
         active weights alone; `state_dict` still speaks of dense ones. `raise_()` is the way back. Build the optimizer
         afterwards, or attach it before: an attached one goes on, its state moved along.
 
+        With `backend="cuda"`, for inference: a copy in which linears, and 1x1 convolutions as linears, whose masks are
+        2:4 along the input dimension run on PyTorch's semi-structured kernels, in float16 or bfloat16.
+
         Args:
-            backend: `"cpu"`.
-            train: whether to train.
+            backend: `"cpu"`, or `"cuda"`.
+            train: whether to train; on the CPU.
             example_input: as for `sparsify`: with the batch size that counts; by default the example of the capture.
             layers: `"auto"`, which leaves dense what the cost model finds faster dense; `"all"`; or globs of weights.
+                For `"cuda"` there is no cost model: `"auto"` is `"all"`.
             verify: whether to compare outputs with the masked module's (for inference).
 
         Returns:
             A `LoweredModule`, or with `train` this module.
 
         Raises:
-            ConfigError: another backend, or `layers` that is none of these.
+            ConfigError: another backend, `layers` that is none of these, or no device with such kernels.
             RuntimeStateError: a method or optimizer that needs dense weights; training at the compact size.
         """
-        if backend != "cpu":
-            raise ConfigError(f"backend: {backend!r} is not one of: cpu")
+        if backend not in BACKENDS:
+            raise ConfigError(f"backend: {backend!r} is not one of: {', '.join(BACKENDS)}")
         example = self.example if example_input is None else specs_of(split_example(example_input))
+        if backend == "cuda":
+            return self._lower_for_cuda(example, train, layers, verify)
         if train:
             self._lower_for_training(example, layers)
             return self
@@ -100,6 +109,18 @@ class LowerableModule(CapturedModule):
         lowered = lower_for_inference(captured_by(own, example), storage.decisions, layers, storage.recurrences)
         if verify and not any(parameter.is_meta for parameter in self.parameters()):
             check_lowered(self._get_name(), self, lowered, self.example)
+        return lowered
+
+    def _lower_for_cuda(self, example: tuple, train: bool, layers: str | Sequence[str], verify: bool) -> LoweredModule:
+        if train:
+            raise ConfigError(
+                "backend 'cuda': training on sparse kernels is for the CPU; on a GPU, train the masked module"
+            )
+        lowered = lower_for_cuda(self, example, layers)
+        weight = self.get_parameter(self.sites[0].name)
+        if verify and not weight.is_meta:
+            tolerance = TOLERANCE.get(weight.dtype, 1e-3)
+            check_lowered(self._get_name(), self, lowered, like(self.example, weight), tolerance)
         return lowered
 
     def raise_(self) -> Self:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.channel_sites import ChannelSite
+from ..core.errors import RuntimeStateError
 from ..core.granularity import Granularity, UnitLayout
+from ..core.group_layout import GroupLayout
 from ..core.known_zeros import has_zeros, note_zeros
 from ..core.records import WeightSite
 from .sites import DenseGradient, Site, StoredSite
@@ -21,6 +23,7 @@ class MaskedModule(Protocol):
     sites: tuple[WeightSite, ...]
     granularity: Granularity
     unit_layouts: Mapping[str, UnitLayout]
+    group_layouts: Mapping[str, GroupLayout]
     dense_gradient: bool | str
     _rewirer: Any
 
@@ -54,6 +57,7 @@ class MaskedSite(Site, StoredSite):
         holder, _, self._parameter_name = site.name.rpartition(".")
         self._holder = module.get_submodule(holder)
         self._mask_name = site.mask_name.rpartition(".")[2]
+        self.groups = module.group_layouts.get(site.name)
         self._counted: tuple[Tensor | None, int] = (None, -1)  # mask and its version, as of `_active`
         self._active: int | Tensor = 0
 
@@ -74,9 +78,17 @@ class MaskedSite(Site, StoredSite):
 
     @property
     def active(self) -> int:
-        """Number of active weights; counted anew only after somebody else changed the mask."""
+        """Number of active weights; counted anew only after somebody else changed the mask.
+
+        `RuntimeStateError` if it was changed to one that has not N active weights in every group of M.
+        """
         mask, (counted, version) = self.mask, self._counted
         if mask is not counted or mask._version != version:
+            if self.groups is not None and not self.groups.holds(mask):
+                raise RuntimeStateError(
+                    f"the mask of {self.name} does not have {self.groups.keep} active in every {self.groups.of} "
+                    "weights: it was changed from outside; keep their number, or use granularity='weight'"
+                )
             self._active = int(mask.sum())
             self._counted = (mask, mask._version)
         self._active = int(self._active)

@@ -20,6 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.group_layout import GroupLayout
+
 DenseGradient = Callable[[], Tensor]
 """Forms a dense gradient, once."""
 
@@ -35,12 +37,14 @@ class Site(Protocol):
         size: number of units.
         target: number of active units that the allocation gives the site.
         units: what they are called in messages.
+        groups: where each group of M weights keeps N active, those groups.
     """
 
     name: str
     size: int
     target: int
     units: str
+    groups: GroupLayout | None = None
 
     @property
     def mask(self) -> Tensor:

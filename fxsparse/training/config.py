@@ -17,7 +17,7 @@ from typing import Any
 from fxsparse.core.errors import ConfigError, nearest
 from fxsparse.core.granularity import read_granularity
 from fxsparse.lowering import check_trains_lowered
-from fxsparse.runtime.granularity import check_granularity
+from fxsparse.runtime.granularity import check_goal, check_granularity
 from fxsparse.runtime.semantics import make_semantics
 from fxsparse.training.execution import COMPILE_MODES, canonical_compile_mode
 from fxsparse.training.options import Option, check_choice, option, options_of
@@ -122,7 +122,7 @@ class TrainConfig:
     granularity: str = option(
         "weight",
         "what is dropped and grown as one: weight, channel, or 4x1: the weights of 4 output channels at one input "
-        "position",
+        "position; 2:4: single weights, 2 of every 4 along the input dimension, which fixes the sparsity",
         canonical=canonical_granularity,
         spellings=True,
     )
@@ -309,14 +309,16 @@ class TrainConfig:
             options["redistribution"] = self.redistribution
         method = make_method(self.method, self.semantics, **options)
         granularity = check_granularity(method, self.granularity, semantics)
+        check_goal(granularity, sparsity=self.sparsity, flops=self.flops, distribution=self.distribution)
         if self.compact and granularity.kind != "channel":
             raise ConfigError("compact is for granularity channel; single weights cannot be cut out")
         if self.lower:
             if granularity.kind == "channel":
                 raise ConfigError("lower is for single weights and blocks; channels are cut out: compact")
             check_trains_lowered(method, semantics, None)
-        if self.densities_from is not None and granularity.kind == "channel":
-            raise ConfigError("densities_from is for single weights; of channels, take masks_from")
+        if self.densities_from is not None and granularity.kind in ("channel", "n:m"):
+            of_what = "channels" if granularity.kind == "channel" else f"granularity {granularity}"
+            raise ConfigError(f"densities_from is for single weights; of {of_what}, take masks_from")
 
     @property
     def semantics_mapping(self) -> dict[str, Any]:
@@ -331,6 +333,9 @@ class TrainConfig:
             missing.pop("epochs", None)
         if self.flops is not None:
             missing.pop("sparsity", None)
+        fixed = check_goal(read_granularity(self.granularity))
+        if fixed is not None:
+            missing["sparsity"] = fixed
         kept = {*(self.keep_steps or ()), *((0,) if self.method == "pruning" else ())}
         missing["keep_steps"] = tuple(sorted(kept))
         return dataclasses.replace(self, **missing)

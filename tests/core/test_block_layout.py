@@ -93,7 +93,7 @@ def test_names_are_read():
     assert (read_granularity("weight"), read_granularity("channel")) == (Granularity(), Channels())
 
 
-@pytest.mark.parametrize("given", ["row", "4", "4x", "-4x1", 4, None, (4,), (4, 1, 1), (4.0, 1), (True, 1), "2:4"])
+@pytest.mark.parametrize("given", ["row", "4", "4x", "-4x1", 4, None, (4,), (4, 1, 1), (4.0, 1), (True, 1), "2-4"])
 def test_what_is_no_granularity(given):
     with pytest.raises(fxsparse.ConfigError, match=r"granularity: .* is not one of weight, channel.*such as \(4, 1\)"):
         read_granularity(given)

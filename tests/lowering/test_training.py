@@ -290,7 +290,7 @@ def test_refused(options, why, assert_same):
 
 
 def test_refused_later(assert_same):
-    with pytest.raises(fxsparse.ConfigError, match="backend: 'gpu' is not one of: cpu"):
+    with pytest.raises(fxsparse.ConfigError, match="backend: 'gpu' is not one of: cpu, cuda"):
         masked().lower("gpu")
     sparse = masked("snip")
     sparse.lower(train=True, layers="all")

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ...core.errors import RuntimeStateError
+from ...core.group_layout import GroupLayout
 from ...core.masking import ceil_count, floor_count, seeded_generator
+from ..group_selection import rewire_in_groups
 from ..redistribution import check_redistribution, redistribute
 from ..schedule import Schedule, UpdateSchedule
 from ..semantics import Semantics
@@ -199,12 +201,25 @@ class Method:
 
     def _drop_and_grow(self, site: Site, gradient: Tensor | None, quota: Quota, moment: Moment) -> Pattern:
         mask = site.mask
+        if site.groups is not None:
+            return self._within_groups(site, gradient, quota, moment, site.groups)
         kept = mask & ~select(self.drop_score(site, moment), mask, quota.drop, largest=False)
         free = ~mask if moment.semantics.regrown == "forbidden" else ~kept
         if quota.grow == 0:
             return Pattern(kept, site.active - quota.drop, kept)
         grown = select(self.grow_score(site, gradient, moment), free, quota.grow, largest=True)
         return Pattern(kept | grown, site.active - quota.drop + quota.grow, kept)
+
+    def _within_groups(
+        self, site: Site, gradient: Tensor | None, quota: Quota, moment: Moment, groups: GroupLayout
+    ) -> Pattern:
+        new, kept = rewire_in_groups(
+            self.drop_score(site, moment),
+            lambda: self.grow_score(site, gradient, moment),
+            *(site.mask, quota.drop, quota.grow, groups),
+            regrows=moment.semantics.regrown != "forbidden",
+        )
+        return Pattern(new, site.active - quota.drop + quota.grow, kept)
 
     def drop_score(self, site: Site, moment: Moment) -> Tensor:
         """Of each connection (a unit tensor); the least are dropped, ties from the highest flat index on."""

@@ -38,7 +38,7 @@ class Pruning(Method):
     summary = "starts dense, drops the smallest weights along a cubic schedule"
     rewires = True
     replaces_update = False
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block", "n:m")
     step_options = ("begin", "end")
 
     scope: str = "layer"

@@ -22,7 +22,7 @@ class RigL(Method):
     dense_gradient = Need.UPDATES
     rewires = True
     grows = True
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block", "n:m")
 
     def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
         assert gradient is not None, "the runtime skips sites without a gradient"

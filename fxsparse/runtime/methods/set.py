@@ -18,7 +18,7 @@ class SET(Method):
     summary = "drops the smallest weights, grows at random"
     rewires = True
     grows = True
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block", "n:m")
 
     def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
         return moment.lottery(site)

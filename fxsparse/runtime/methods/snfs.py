@@ -32,7 +32,7 @@ class SNFS(Method):
     dense_gradient = Need.ALWAYS
     rewires = True
     grows = True
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "block")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "block", "n:m")
 
     redistribution: str | None = "momentum"
     momentum: str = "average"

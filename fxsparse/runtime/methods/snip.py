@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ConfigError
+from ..group_selection import keep_in_groups
 from ..schedule import FirstSteps, Schedule, UpdateSchedule
 from ..sites import Site
 from ..update_rules import select
@@ -34,7 +35,7 @@ class SNIP(Method):
     dense_gradient = Need.UPDATES
     rewires = True
     one_shot = True
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "block")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "block", "n:m")
 
     batches: int = 1
     scope: str = "layer"
@@ -73,7 +74,7 @@ class SNIP(Method):
         scores = [site.sensitivity(self._sums.pop(site.name)) for site in sites]
         if self.scope == "global":
             return patterns_across(sites, scores, sum(site.target for site in sites))
-        masks = [select(score, site.mask, site.target, largest=True) for site, score in zip(sites, scores, strict=True)]
+        masks = [_strongest(site, score) for site, score in zip(sites, scores, strict=True)]
         return [Pattern(mask, site.target, mask) for site, mask in zip(sites, masks, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,3 +82,10 @@ class SNIP(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums = {name: total.clone() for name, total in state["sums"].items()}
+
+
+def _strongest(site: Site, score: Tensor) -> Tensor:
+    """The new mask: the site's number of active units of largest score, or the N of every group."""
+    if site.groups is None:
+        return select(score, site.mask, site.target, largest=True)
+    return keep_in_groups(score, site.mask, site.active - site.target, site.groups, 0)

@@ -16,7 +16,7 @@ class Static(Method):
 
     name = "static"
     summary = "random masks, never rewired"
-    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block", "n:m")
 
     def __post_init__(self) -> None:
         if self.redistribution is not None:
@@ -28,6 +28,7 @@ class Dense(Static):
 
     name = "dense"
     summary = "masks of ones; the baseline through the same graph"
+    granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block")
 
     def target_sparsity(self, sparsity: float) -> float:
         return 0.0
