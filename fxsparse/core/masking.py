@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .sharded_tensors import gathered_weight, is_sharded
+
 STORED = ("stored", "stored magnitude")
 """Values of the gate under which the weight is read as it is stored, and gets the gradient of every position."""
 
@@ -57,7 +59,7 @@ def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool | str = False)
 
     Args:
         weight: any shape, floating point.
-        mask: bool, the same shape; True keeps a position.
+        mask: bool, the same shape; True keeps a position. A sharded one is known to be in the weight already.
         dense_gradient: whether `weight` receives the gradient of every position (update steps) or only
             that of the active ones. A plain Python value, so that a compiler sees two variants and no more.
             `"magnitude"` gives the absolute value at every position: what accumulates over micro-batches, and is
@@ -65,8 +67,10 @@ def apply_mask(weight: Tensor, mask: Tensor, dense_gradient: bool | str = False)
             `"magnitude"`, of the weight as it is stored: what stands at inactive positions takes part.
 
     Returns:
-        A new tensor of the weight's shape and dtype.
+        A tensor of the weight's shape and dtype; a new one, unless the mask is sharded.
     """
+    if is_sharded(mask):
+        return gathered_weight(weight, dense_gradient)
     return _MaskedWeight.apply(weight, mask, dense_gradient)
 
 

@@ -13,6 +13,7 @@ from ..core.channel_sites import ChannelPlan
 from ..core.errors import ConfigError
 from ..core.granularity import Granularity
 from ..core.records import WeightSite, specs_of
+from ..core.sharded_tensors import refuse_sharded
 from ..passes.lower_recurrent import SparseRecurrence
 from ..passes.trace import split_example
 from ..runtime.lowered_site import Storage
@@ -88,6 +89,7 @@ class LowerableModule(CapturedModule):
         """
         if backend != "cpu":
             raise ConfigError(f"backend: {backend!r} is not one of: cpu")
+        refuse_sharded(self, "lower")
         example = self.example if example_input is None else specs_of(split_example(example_input))
         if train:
             self._lower_for_training(example, layers)

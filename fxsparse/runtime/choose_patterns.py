@@ -49,7 +49,7 @@ def choose_patterns(
     needed = method.reads_gradient
     given = [(site, gradient) for site, gradient in pairs if not callable(gradient)]
     present = [gradient for _, gradient in given if gradient is not None]
-    if present and not _all_finite(present):
+    if present and not _all_finite(present, given[0][0]):
         return Chosen(finite=False)
     if present and method.one_shot:  # there is no later rewiring: what has no gradient has no influence
         given = [(site, site.zero_gradient() if gradient is None else gradient) for site, gradient in given]
@@ -71,7 +71,7 @@ def _one_by_one(method: Method, pairs: Sequence[tuple[Site, Gradient]], moment: 
             continue
         gradient = given if isinstance(given, Tensor) else given()
         gradient = gradient if scale is None or isinstance(given, Tensor) else gradient / scale
-        if not _all_finite([gradient]):
+        if not _all_finite([gradient], site):
             return Chosen(finite=False)
         pattern = method.new_patterns([site], [gradient], moment)[0]
         chosen.sites.append(site)
@@ -80,6 +80,6 @@ def _one_by_one(method: Method, pairs: Sequence[tuple[Site, Gradient]], moment: 
     return chosen
 
 
-def _all_finite(tensors: list[Tensor]) -> bool:
-    """One answer for all tensors, with one host synchronisation."""
-    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+def _all_finite(tensors: list[Tensor], site: Site) -> bool:
+    """One answer for all tensors, on all ranks that share the site, with one host synchronisation."""
+    return bool(site.shards.everywhere(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()))

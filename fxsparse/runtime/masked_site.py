@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..core.channel_sites import ChannelSite
 from ..core.granularity import Granularity, UnitLayout
 from ..core.records import WeightSite
+from ..core.sharded_tensors import local_part
 from .sites import DenseGradient, Site, StoredSite
 from .update_rules import snip_score
 
@@ -35,6 +36,8 @@ class MaskedModule(Protocol):
     def get_submodule(self, target: str) -> nn.Module: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
 
 class MaskedSite(Site, StoredSite):
@@ -137,7 +140,7 @@ class MaskedSite(Site, StoredSite):
 
     @torch.no_grad()
     def mask_gradient_(self, only_infinite: bool = False) -> None:
-        gradient = self.parameter.grad
+        gradient = self.gradient()
         if gradient is not None:
             away = ~(self.mask | torch.isfinite(gradient)) if only_infinite else ~self.mask
             gradient.masked_fill_(away, 0)
@@ -171,8 +174,8 @@ class MaskedSite(Site, StoredSite):
         if optimizer_state != "kept":
             cleared = ~untouched if optimizer_state == "masked" else mask & ~untouched
             for state in optimizer.state.get(self.parameter, {}).values():
-                if isinstance(state, Tensor) and state.shape == weight.shape:
-                    state.masked_fill_(cleared, 0)
+                if isinstance(state, Tensor) and state.shape == self.parameter.shape:
+                    local_part(state).masked_fill_(cleared, 0)
         own.copy_(mask)
         if active is not None:
             self._active, self._counted = active, (own, own._version)

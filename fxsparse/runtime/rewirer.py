@@ -33,6 +33,7 @@ from .methods import Method, Moment, Need, Pattern
 from .optimizer_check import check_optimizer, refuse_closure
 from .schedule import Schedule
 from .semantics import Semantics
+from .sharded_site import check_sharded, holds_shards, shard_masks
 from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 from .warn_once import WarnOnce
@@ -66,6 +67,8 @@ class Rewirer:
         """
         check_optimizer(module, optimizer)
         method.check(optimizer)
+        check_sharded(module, method)
+        shard_masks(module)
         self.method = copy.deepcopy(method)  # what it remembers is this run's
         self.schedule = schedule
         self.seed = seed
@@ -89,7 +92,8 @@ class Rewirer:
         self._telemetry = Telemetry(watched)
         self._weights_first = not method.replaces_weight_update(semantics)
         self._stashed: list[Gradient] | None = None
-        self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked"
+        self._sharded = holds_shards(module)  # then a forward pass sees what is stored
+        self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked" or self._sharded
         self._scaler_skips = False
         self._postponed = False
         self._rewired_now = False
@@ -213,7 +217,7 @@ class Rewirer:
         self.method.load_state_dict(state["method_state"])
         self.step_count = state["step_count"]
         self.skipped_updates = state["skipped_updates"]
-        self._remask_every_step = state["remask_every_step"]
+        self._remask_every_step = state["remask_every_step"] or self._sharded
         self._history.load_state_dict(state["history"])
         self.initial_counts = dict(state["initial_counts"])
         self._telemetry.load_state_dict(state["ever_active"])
@@ -332,7 +336,9 @@ class Rewirer:
                 norms.append(gradient if gradient.dim() == 0 else (gradient.float() * grown).norm())
         if self._channels is not None:
             self._channels.close()
-        self._record(moment, sites, torch.stack(counts), torch.stack(norms) if norms else None)
+        shards = sites[0].shards
+        lengths = shards.norms(torch.stack(norms)) if norms else None
+        self._record(moment, sites, shards.add_up(torch.stack(counts)), lengths)
 
     def _record(self, moment: Moment, sites: Sequence[Site], counts: Tensor, norms: Tensor | None = None) -> None:
         names = [site.name for site in sites]

@@ -7,6 +7,7 @@ pattern to take over. The hooks between rewirings see a `StoredSite`: the weight
 | --- | --- | --- |
 | `MaskedSite` | one weight | yes: a dense parameter, its mask beside it |
 | `LoweredSite` | one weight | yes: a parameter of active values, and their pattern |
+| `ShardedSite` | one weight | yes: this rank's rows of a dense parameter and of its mask |
 | `MaskedBlocks` | one unit of a `UnitLayout` | no: acts through the site of its weight |
 | `MaskedChannels` | one atom of a channel group | no: acts through the `ChannelState` |
 
@@ -19,6 +20,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from .shards import WHOLE, Whole
 
 DenseGradient = Callable[[], Tensor]
 """Forms a dense gradient, once."""
@@ -35,12 +38,14 @@ class Site(Protocol):
         size: number of units.
         target: number of active units that the allocation gives the site.
         units: what they are called in messages.
+        shards: how they lie over the ranks. Unit tensors are this rank's part, numbers the whole's.
     """
 
     name: str
     size: int
     target: int
     units: str
+    shards: Whole = WHOLE
 
     @property
     def mask(self) -> Tensor:
@@ -163,6 +168,7 @@ class Watched(Protocol):
 
     name: str
     size: int
+    shards: Whole
 
     @property
     def mask(self) -> Tensor: ...
