@@ -33,7 +33,7 @@ from .methods import Method, Moment, Need, Pattern
 from .optimizer_check import check_optimizer, refuse_closure
 from .schedule import Schedule
 from .semantics import Semantics
-from .sharded_site import check_sharded, holds_shards, shard_masks
+from .sharded_site import check_sharded, check_still_whole, holds_shards, shard_masks
 from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 from .warn_once import WarnOnce
@@ -65,10 +65,12 @@ class Rewirer:
 
         With a `compaction`, training goes on at the compact size.
         """
+        sharded = holds_shards(module)  # before the others: gathered parameters are cut again by it
         check_optimizer(module, optimizer)
         method.check(optimizer)
-        check_sharded(module, method)
-        shard_masks(module)
+        if sharded:
+            check_sharded(module, method)
+            shard_masks(module)
         self.method = copy.deepcopy(method)  # what it remembers is this run's
         self.schedule = schedule
         self.seed = seed
@@ -92,8 +94,8 @@ class Rewirer:
         self._telemetry = Telemetry(watched)
         self._weights_first = not method.replaces_weight_update(semantics)
         self._stashed: list[Gradient] | None = None
-        self._sharded = holds_shards(module)  # then a forward pass sees what is stored
-        self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked" or self._sharded
+        self._sharded = sharded  # then a forward pass sees what is stored
+        self._remask_every_step = sharded or method.feeds_optimizer or semantics.optimizer_state != "masked"
         self._scaler_skips = False
         self._postponed = False
         self._rewired_now = False
@@ -228,6 +230,8 @@ class Rewirer:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         refuse_closure(args, kwargs)
+        if not self._sharded:
+            check_still_whole(self._module)
         self._lowered_state.stepped()
         # A fused optimizer under GradScaler is called even when it will skip the step by itself.
         found_inf = getattr(optimizer, "found_inf", None)

@@ -95,15 +95,22 @@ def holds_shards(module: MaskedModule) -> bool:
 
 
 def check_sharded(module: MaskedModule, method: Method) -> None:
-    """`RuntimeStateError` for sharded weights that `method` cannot rewire, or that are not sharded by one rule."""
-    if not holds_shards(module):
-        return
+    """`RuntimeStateError` where `method` cannot rewire a sharded module, or its weights are not sharded by one rule."""
     if not method.over_shards or getattr(method, "scope", "layer") != "layer":
         raise RuntimeStateError(
             f"{method.name} does not rewire weights that fully_shard has cut over ranks; use rigl, set, static or "
             "pruning by layer, or DistributedDataParallel"
         )
     _check_layout(module)
+
+
+def check_still_whole(module: MaskedModule) -> None:
+    """`RuntimeStateError` for a module that was sharded after a rewirer was attached to it."""
+    if module.sites and is_sharded(module.get_parameter(module.sites[0].name)):
+        raise RuntimeStateError(
+            "fully_shard was called after attach; call it first, then build the optimizer from sparse.parameters(), "
+            "then attach"
+        )
 
 
 @torch.no_grad()
