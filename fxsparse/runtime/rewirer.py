@@ -33,7 +33,7 @@ from .methods import Method, Moment, Need, Pattern
 from .optimizer_check import check_optimizer, refuse_closure
 from .schedule import Schedule
 from .semantics import Semantics
-from .sharded_site import check_sharded, check_still_whole, holds_shards, shard_masks
+from .sharded_site import check_still_whole, holds_shards, shard_masks
 from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 from .warn_once import WarnOnce
@@ -69,8 +69,7 @@ class Rewirer:
         check_optimizer(module, optimizer)
         method.check(optimizer)
         if sharded:
-            check_sharded(module, method)
-            shard_masks(module)
+            shard_masks(module, method)
         self.method = copy.deepcopy(method)  # what it remembers is this run's
         self.schedule = schedule
         self.seed = seed
@@ -94,8 +93,8 @@ class Rewirer:
         self._telemetry = Telemetry(watched)
         self._weights_first = not method.replaces_weight_update(semantics)
         self._stashed: list[Gradient] | None = None
-        self._sharded = sharded  # then a forward pass sees what is stored
-        self._remask_every_step = sharded or method.feeds_optimizer or semantics.optimizer_state != "masked"
+        self._sharded = sharded
+        self._remask_every_step = method.feeds_optimizer or semantics.optimizer_state != "masked"
         self._scaler_skips = False
         self._postponed = False
         self._rewired_now = False
@@ -219,7 +218,7 @@ class Rewirer:
         self.method.load_state_dict(state["method_state"])
         self.step_count = state["step_count"]
         self.skipped_updates = state["skipped_updates"]
-        self._remask_every_step = state["remask_every_step"] or self._sharded
+        self._remask_every_step = state["remask_every_step"]
         self._history.load_state_dict(state["history"])
         self.initial_counts = dict(state["initial_counts"])
         self._telemetry.load_state_dict(state["ever_active"])
@@ -264,7 +263,7 @@ class Rewirer:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if self._scaler_skips:
             return
-        if self._remask_every_step:
+        if self._remask_every_step or self._sharded:  # of a sharded module, a forward pass sees what is stored
             for site in self._weights:
                 site.apply_mask_()
         if self._stashed is not None:
@@ -277,7 +276,7 @@ class Rewirer:
             return
         self.step_count += 1
         # At steps 1, 2, 4, 8, ...: a warm-up may hide it at first, and every look costs a host synchronisation.
-        if not self._remask_every_step and self.step_count.bit_count() == 1:
+        if not (self._remask_every_step or self._sharded) and self.step_count.bit_count() == 1:
             self._notice_stray_weights()
         self._set_gate()
 

@@ -94,14 +94,12 @@ def holds_shards(module: MaskedModule) -> bool:
     return any(is_sharded(module.get_parameter(site.name)) for site in module.sites)
 
 
-def check_sharded(module: MaskedModule, method: Method) -> None:
-    """`RuntimeStateError` where `method` cannot rewire a sharded module, or its weights are not sharded by one rule."""
+def _check_method(method: Method) -> None:
     if not method.over_shards or getattr(method, "scope", "layer") != "layer":
         raise RuntimeStateError(
             f"{method.name} does not rewire weights that fully_shard has cut over ranks; use rigl, set, static or "
             "pruning by layer, or DistributedDataParallel"
         )
-    _check_layout(module)
 
 
 def check_still_whole(module: MaskedModule) -> None:
@@ -114,15 +112,20 @@ def check_still_whole(module: MaskedModule) -> None:
 
 
 @torch.no_grad()
-def shard_masks(module: MaskedModule) -> None:
+def shard_masks(module: MaskedModule, method: Method | None = None) -> None:
     """Cuts every mask as its weight is cut, sets inactive weights to 0, and watches gradients; again is nothing.
 
+    Args:
+        module: `holds_shards` is True of it.
+        method: that is going to rewire it.
+
     Raises:
-        RuntimeStateError: weights that are cut in another way than `fully_shard` of the whole module cuts them.
+        RuntimeStateError: weights that are cut in another way than `fully_shard` of the whole module cuts them, or a
+            method that cannot rewire them.
     """
-    if not holds_shards(module):
-        return
     _check_layout(module)
+    if method is not None:
+        _check_method(method)
     from torch.distributed.tensor import DTensor
 
     for site in module.sites:

@@ -118,7 +118,8 @@ class Telemetry:
         return {site.name: site.shards.whole(self._ever[site.name].mask()) for site in self._sites}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._ever = {site.name: _Seen(site.shards.part(state[site.name])) for site in self._sites}
+        here = [site for site in self._sites if site.name in state]
+        self._ever = {site.name: _Seen(site.shards.part(state[site.name])) for site in here}
 
 
 def telemetry_table(rows: Sequence[SiteTelemetry]) -> str:

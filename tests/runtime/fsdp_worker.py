@@ -3,6 +3,7 @@
 python fsdp_worker.py FOLDER RANK WORLD
 """
 
+import copy
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 
 import fxsparse
 from fxsparse.runtime.masked_site import stray_site
@@ -64,6 +67,7 @@ CASES = {
     "rigl by magnitude": ("rigl", {"semantics": {"gradient": "magnitude"}}, {}),
     "rigl, weights first": ("rigl", {"semantics": {"weight_update": "first"}}, {}),
     "rigl, zeroed": ("rigl", {"semantics": {"regrown": "zeroed"}}, {}),
+    "rigl as its authors wrote it": ("rigl", {"semantics": "rigl-tf"}, {}),
     "rigl-sg": ("rigl-sg", {}, {}),
     "rigl-sm": ("rigl-sm", {}, {}),
     "pruning": ("pruning", {"method_options": {"begin": 4, "end": 20, "interval": 4}}, {}),
@@ -72,6 +76,11 @@ CASES = {
     "an infinite gradient on one rank": ("rigl", {}, {"spoil": True}),
     "evaluated in between": ("rigl", {}, {"evaluate": True}),
     "an optimizer that moves inactive weights": ("rigl", {}, {"optimizer": drifting}),
+    "gathered again for the backward pass": (
+        "rigl",
+        {"semantics": {"gradient": "magnitude"}},
+        {"reshard": True, "evaluate": True},
+    ),
     "cut over replicas": ("rigl", {}, {"mesh": (1, 2)}),
     "replicas that are not cut": ("rigl", {}, {"mesh": (2, 1)}),
     "bfloat16": ("rigl", {}, {"policy": {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}}),
@@ -109,10 +118,13 @@ def sparse_module(method="rigl", seed=7, options=None, **more):
     )
 
 
-def shard(sparse, mesh=(2,), policy=None):
+def shard(sparse, mesh=(2,), policy=None, reshard=None):
     names = ("replicas", "shards")[-len(mesh) :]
     return fully_shard(
-        sparse, mesh=init_device_mesh("cpu", mesh, mesh_dim_names=names), mp_policy=MixedPrecisionPolicy(**policy or {})
+        sparse,
+        mesh=init_device_mesh("cpu", mesh, mesh_dim_names=names),
+        mp_policy=MixedPrecisionPolicy(**policy or {}),
+        reshard_after_forward=reshard,
     )
 
 
@@ -127,7 +139,7 @@ class Run:
         self.rank, self.world = rank, world
         self.sparse = sparse_module(self.method, seed, options)
         if world > 1:
-            shard(self.sparse, settings.get("mesh", (2,)), settings.get("policy"))
+            shard(self.sparse, settings.get("mesh", (2,)), settings.get("policy"), settings.get("reshard"))
         self.optimizer = settings.get("optimizer", sgd)(self.sparse.parameters())
         if self.evaluate:
             self.look()
@@ -203,15 +215,19 @@ def resumed(rank, world, folder):
     """As "rigl", with everything written after 14 steps and read into a module that began otherwise."""
     before = Run("rigl", rank, world).train(14)
     dcp.save({"model": get_model_state_dict(before.sparse)}, checkpoint_id=f"{folder}/checkpoint")
-    optimizer = get_optimizer_state_dict(before.sparse, before.optimizer, options=FULL)
+    states = {
+        "module": get_model_state_dict(before.sparse, options=FULL),
+        "optimizer": get_optimizer_state_dict(before.sparse, before.optimizer, options=FULL),
+        "rewirer": before.rewirer.state_dict(),
+    }
     after = Run("rigl", rank, world, seed=8)
     model = get_model_state_dict(after.sparse)
     dcp.load({"model": model}, checkpoint_id=f"{folder}/checkpoint")
     set_model_state_dict(after.sparse, model)
-    set_optimizer_state_dict(after.sparse, after.optimizer, optimizer, options=FULL)
+    set_optimizer_state_dict(after.sparse, after.optimizer, copy.deepcopy(states["optimizer"]), options=FULL)
     after.rewirer.load_state_dict(before.rewirer.state_dict())
-    after.masks = before.masks
-    return after.train().result()
+    after.masks = list(before.masks)
+    return after.train().result(), states
 
 
 def loaded_whole(state):
@@ -253,6 +269,15 @@ def refusals():
     inner = sparse_module()
     fully_shard(inner.a, mesh=init_device_mesh("cpu", (2,)))
     attempt("an inner module", lambda: attach(shard(inner)))
+    mesh = init_device_mesh("cpu", (2,))
+    other = fully_shard(sparse_module(), mesh=mesh, shard_placement_fn=lambda p: Shard(1) if p.dim() == 2 else None)
+    attempt("cut along columns", lambda: attach(other))
+    partly = sparse_module()
+    fully_shard(partly, mesh=mesh, ignored_params={partly.b.weight})
+    attempt("ignored", lambda: attach(partly))
+    parallel = sparse_module()
+    parallelize_module(parallel, mesh, {"a": RowwiseParallel()})
+    attempt("tensor parallel", lambda: attach(parallel))
     early = sparse_module()
     optimizer = sgd(early.parameters())
     attempt("an optimizer from before", lambda: shard(early).attach(optimizer, total_steps=STEPS))
@@ -276,7 +301,7 @@ def main(folder, rank, world):
     limit = timedelta(seconds=120)  # a rank that waits for another one in vain is an error
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=limit)
     results = {case: Run(case, rank, world).train().result() for case in CASES}
-    results["resumed"] = resumed(rank, world, folder)
+    results["resumed"], results["midway"] = resumed(rank, world, folder)
     results["loaded whole"] = loaded_whole(results["rigl"]["module"])
     results["stray"] = stray(rank)
     results["refusals"] = refusals()

@@ -77,10 +77,10 @@ def test_sharded_equals_one_process_on_the_joined_batch(ranks, case):
     """Weights, optimizer state, the masks at every update step, history and telemetry: the same bits."""
     expected = alone(case)
     for rank in ranks:
-        result = dict(rank[case])
-        result["rewirer"] = without(result["rewirer"], "remask_every_step")
-        reference = expected | {"rewirer": without(expected["rewirer"], "remask_every_step")}
-        assert_same(without(result, "held"), without(reference, "held"))
+        result = rank[case]
+        if case == "an optimizer that moves inactive weights":  # one process has noticed, ranks do not have to
+            result["rewirer"]["remask_every_step"] = True
+        assert_same(without(result, "held", "stray"), without(expected, "held", "stray"))
 
 
 @pytest.mark.parametrize("case", worker.CASES)
@@ -90,7 +90,8 @@ def test_masks_moved_and_are_held_in_parts(ranks, case):
         assert first["held"] == second["held"] == {"a.weight": 5 * 16, "b.weight": 3 * 18, "c.weight": 18}
     else:
         assert [first["held"], second["held"]] == HELD
-    assert first["stray"] == second["stray"] == 0
+    if case != "rigl as its authors wrote it":  # whose dropped connections keep their momentum
+        assert first["stray"] == second["stray"] == 0
     assert len(first["masks"]) == worker.STEPS // worker.INTERVAL
     changed = sum(sum(record["changed"].values()) for record in first["rewirer"]["history"])
     assert (changed > 0) == (case not in ("static", "pruning"))
@@ -115,6 +116,17 @@ def test_an_infinite_gradient_on_one_rank_skips_the_rewiring_on_all(ranks):
 def test_a_run_goes_on_from_a_distributed_checkpoint(ranks):
     for rank in ranks:
         assert_same(rank["resumed"], rank["rigl"])
+
+
+def test_a_sharded_run_goes_on_in_one_process(ranks):
+    states = ranks[1]["midway"]
+    run = worker.Run("rigl", seed=8)
+    run.sparse.load_state_dict(states["module"])
+    worker.set_optimizer_state_dict(run.sparse, run.optimizer, states["optimizer"], options=worker.FULL)
+    run.rewirer.load_state_dict(states["rewirer"])
+    result, expected = run.train().result(), alone("rigl")
+    assert_same(without(result, "masks"), without(expected, "masks"))
+    assert_same(result["masks"], expected["masks"][-len(result["masks"]) :])
 
 
 def test_whole_states_load_either_way(ranks):
@@ -149,6 +161,9 @@ REFUSED = {
     "pruning globally": "pruning does not rewire",
     "blocks": "granularity 2x1: fully_shard cuts through its units",
     "an inner module": "a was given to fully_shard by itself and holds a.weight",
+    "cut along columns": "a.weight lies over the ranks as (Shard(dim=1),)",
+    "ignored": "b.weight is not sharded while others are",
+    "tensor parallel": "fully_shard was not called on it as a whole",
     "an optimizer from before": "does not hold a.weight: fully_shard replaces the parameters, so call it first",
     "sharded after attach": "fully_shard was called after attach; call it first",
     "fold": "fold: this module's weights are sharded over ranks; load get_model_state_dict",
