@@ -81,6 +81,7 @@ CASES = {
         {"semantics": {"gradient": "magnitude"}},
         {"reshard": True, "evaluate": True},
     ),
+    "compiled": ("rigl", {}, {"compile": True}),
     "cut over replicas": ("rigl", {}, {"mesh": (1, 2)}),
     "replicas that are not cut": ("rigl", {}, {"mesh": (2, 1)}),
     "bfloat16": ("rigl", {}, {"policy": {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}}),
@@ -144,6 +145,8 @@ class Run:
         if self.evaluate:
             self.look()
         self.rewirer = self.sparse.attach(self.optimizer, total_steps=STEPS)
+        compiled = world > 1 and settings.get("compile", False)
+        self.forward = torch.compile(self.sparse, backend="aot_eager") if compiled else self.sparse
         self.masks, self.norms = [], []
 
     def look(self):
@@ -158,7 +161,7 @@ class Run:
         if self.spoil and step == SPOILED:
             factors[-1, 4] = float("inf")  # only the last row's gradient, which the second rank holds
         rows = slice(share * BATCH // of, (share + 1) * BATCH // of)
-        (self.sparse(x[rows], factors[rows]).mean() * self.world / of).backward()
+        (self.forward(x[rows], factors[rows]).mean() * self.world / of).backward()
 
     def train(self, stop=STEPS):
         of = 2 * self.parts
@@ -237,6 +240,16 @@ def loaded_whole(state):
     return get_model_state_dict(sparse, options=FULL)
 
 
+def from_meta(state):
+    """The state of a module that was sharded without values, after the whole state was loaded into it."""
+    with torch.device("meta"):
+        sparse = fxsparse.sparsify(Uneven(), tuple(tensor.to("meta") for tensor in example()), verify=False)
+    shard(sparse).to_empty(device="cpu")
+    set_model_state_dict(sparse, dict(state), options=FULL)
+    sparse.attach(sgd(sparse.parameters()), total_steps=STEPS)
+    return get_model_state_dict(sparse, options=FULL)
+
+
 def stray(rank):
     """The site that is found to have a weight where it is inactive, when only one rank's part has one."""
     run = Run("rigl", rank, 2)
@@ -303,6 +316,7 @@ def main(folder, rank, world):
     results = {case: Run(case, rank, world).train().result() for case in CASES}
     results["resumed"], results["midway"] = resumed(rank, world, folder)
     results["loaded whole"] = loaded_whole(results["rigl"]["module"])
+    results["from meta"] = from_meta(results["rigl"]["module"])
     results["stray"] = stray(rank)
     results["refusals"] = refusals()
     torch.save(results, f"{folder}/{rank}.pt")

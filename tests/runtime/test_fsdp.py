@@ -133,6 +133,7 @@ def test_whole_states_load_either_way(ranks):
     for rank in ranks:
         state = rank["rigl"]["module"]
         assert_same(dict(rank["loaded whole"]), dict(state))
+        assert_same(dict(rank["from meta"]), dict(state))
     single = worker.sparse_module(seed=8)
     assert list(state) == list(single.state_dict())
     single.load_state_dict(state)
