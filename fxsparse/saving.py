@@ -17,6 +17,7 @@ from .channels.channel_plan import channels_in
 from .core.errors import CheckpointError, ConfigError, InputError
 from .core.granularity import check_masks
 from .core.records import TensorSpec, record_of, specs_of
+from .core.sharded_tensors import refuse_sharded
 from .kernels import SparsePattern
 from .kernels.calls import fused_conv, fused_linear
 from .kernels.stored_pattern import with_blocks
@@ -48,6 +49,7 @@ def save_sparse(module: SparseModule | LoweredModule, path: str | Path) -> None:
         ConfigError: another kind of module.
     """
     _check_module(module)
+    refuse_sharded(module, "save_sparse")
     if isinstance(module, LoweredModule):
         _save_inference(module, path)
         return

@@ -21,6 +21,7 @@ from .core.group_layout import GroupLayout
 from .core.known_zeros import note_zeros
 from .core.masking import floor_count, in_format_of, initial_mask, seeded_generator
 from .core.records import Captured, Uncovered, WeightSite
+from .core.sharded_tensors import count_true, refuse_sharded
 from .flops import FlopReport, count_module, planned_cost
 from .kernels import update_steps
 from .lowering import LowerableModule
@@ -34,6 +35,7 @@ from .runtime.methods import Method
 from .runtime.rewirer import Rewirer
 from .runtime.schedule import Schedule, UpdateSchedule
 from .runtime.semantics import Semantics
+from .runtime.sharded_site import holds_shards, shard_masks
 
 
 class SparseModule(LowerableModule):
@@ -146,7 +148,7 @@ class SparseModule(LowerableModule):
         return {
             name: self._elements(name, self._kept_units(name, first(self.target_sparsities[name])))
             if mask.is_meta
-            else int(mask.sum())
+            else count_true(mask)
             for name, mask in self.masks.items()
         }
 
@@ -210,6 +212,9 @@ class SparseModule(LowerableModule):
     @torch.no_grad()
     def apply_masks_(self) -> None:
         """Sets every inactive weight to exactly 0 in storage; of inactive channels, biases and norms too."""
+        if holds_shards(self):
+            shard_masks(self)
+            return
         with self._at_full_size():
             for site in self.sites:
                 weight, mask = self.get_parameter(site.name), self.get_buffer(site.mask_name)
@@ -351,6 +356,7 @@ class SparseModule(LowerableModule):
 
     def fold(self) -> CapturedModule:
         """A copy without masks, the zeros in its weights: plain keys, any mode, no runtime."""
+        refuse_sharded(self, "fold")
         own = copy.deepcopy(self).raise_()
         own.apply_masks_()
         tree = nn.Module()
@@ -382,6 +388,7 @@ class SparseModule(LowerableModule):
 
         An optimizer of this module is moved over to the copy, its state cut, so that the training goes on there.
         """
+        refuse_sharded(self, "compact")
         if self.lowered and optimizer is not None:
             raise RuntimeStateError("this module is lowered; raise_() it before its optimizer is moved over")
         return compact(copy.deepcopy(self).raise_() if self.lowered else self, optimizer=optimizer)
@@ -389,6 +396,7 @@ class SparseModule(LowerableModule):
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> nn.Module:
         """Copies the masked weights and all buffers into a model of the original class, and returns it."""
+        refuse_sharded(self, "copy_to")
         self.apply_masks_()
         with self._at_full_size():
             own = {id(mask) for mask in self.masks.values()}
@@ -402,6 +410,7 @@ class SparseModule(LowerableModule):
         return model
 
     def __getstate__(self) -> dict[str, Any]:
+        refuse_sharded(self, "a copy")
         if self._rewirer is not None and self._rewirer.is_resized:
             return copy.deepcopy(self).__getstate__()
         return super().__getstate__() | {"_rewirer": None, GATE: False, RUN: update_steps.new_run()}

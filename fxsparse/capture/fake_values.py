@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from ..core.arguments import map_leaves
 from ..core.graphs import attribute
 from ..core.records import TensorSpec
+from ..core.sharded_tensors import is_sharded
 
 _plain_isinstance = isinstance
 _LOG = logging.getLogger("torch._subclasses.fake_tensor")
@@ -40,7 +41,7 @@ class FakeEvaluator:
         if id(tensor) not in self._twins:
             with self.apart():
                 # The real tensor is kept beside its twin: an id is only unique among living objects.
-                self._twins[id(tensor)] = (tensor, self.mode.from_tensor(tensor))
+                self._twins[id(tensor)] = (tensor, self.mode.from_tensor(_whole(tensor)))
         return self._twins[id(tensor)][1]
 
     def twins(self, tree: Any) -> Any:
@@ -104,6 +105,14 @@ class FakeEvaluator:
         finally:
             builtins.isinstance = patched
             self.running = before
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Of a DTensor a plain tensor of its whole shape, without values."""
+    if not is_sharded(tensor):
+        return tensor
+    own = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return own.requires_grad_(tensor.requires_grad)
 
 
 def _grouped_mm(input: Tensor, weight: Tensor, **kwargs: Any) -> Tensor:

@@ -18,7 +18,7 @@ def _state(weight: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
 
 def note_zeros(weight: Tensor, mask: Tensor) -> None:
     """`weight` is 0 where `mask` (bool, the same shape) is False."""
-    if not weight.is_meta:
+    if type(mask) is Tensor and not mask.is_meta:  # fake ones have no memory
         _known[mask] = weakref.ref(weight), _state(weight, mask)
 
 

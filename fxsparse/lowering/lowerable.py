@@ -13,6 +13,7 @@ from ..core.channel_sites import ChannelPlan
 from ..core.errors import ConfigError
 from ..core.granularity import Granularity
 from ..core.records import WeightSite, specs_of
+from ..core.sharded_tensors import refuse_sharded
 from ..passes.lower_recurrent import SparseRecurrence
 from ..passes.trace import split_example
 from ..runtime.lowered_site import Storage
@@ -95,6 +96,7 @@ class LowerableModule(CapturedModule):
         """
         if backend not in BACKENDS:
             raise ConfigError(f"backend: {backend!r} is not one of: {', '.join(BACKENDS)}")
+        refuse_sharded(self, "lower")
         example = self.example if example_input is None else specs_of(split_example(example_input))
         if backend == "cuda":
             return self._lower_for_cuda(example, train, layers, verify)

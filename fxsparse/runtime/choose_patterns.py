@@ -58,7 +58,7 @@ def choose_patterns(
     needed = method.reads_gradient
     given = [(site, gradient) for site, gradient in pairs if not callable(gradient)]
     present = [gradient for _, gradient in given if gradient is not None]
-    finite = _all_finite(present) if present else True
+    finite = _all_finite(present, given[0][0]) if present else True
     if wait or method.one_shot or method.moves_connections:
         finite = bool(finite)
     if finite is False:
@@ -89,7 +89,7 @@ def _one_by_one(method: Method, pairs: Sequence[tuple[Site, Gradient]], moment: 
             continue
         gradient = given if isinstance(given, Tensor) else given()
         gradient = gradient if scale is None or isinstance(given, Tensor) else gradient / scale
-        if not _all_finite([gradient]):  # waits: gradients are formed on the CPU
+        if not _all_finite([gradient], site):  # waits: gradients are formed on the CPU
             return Chosen(finite=False)
         pattern = method.new_patterns([site], [gradient], moment)[0]
         chosen.sites.append(site)
@@ -103,12 +103,14 @@ def _if(finite: Tensor, pattern: Pattern, site: Site) -> Pattern:
     return Pattern(torch.where(finite, pattern.mask, site.mask), pattern.active, pattern.kept | ~finite)
 
 
-def _all_finite(tensors: list[Tensor]) -> bool | Tensor:
-    """One answer for all tensors: on the host known, otherwise a tensor (0-dim, bool)."""
+def _all_finite(tensors: list[Tensor], site: Site) -> bool | Tensor:
+    """One answer for all tensors, on all ranks that share the site: known, or 0-dim where reading it would wait."""
     if all(on_host(tensor) for tensor in tensors):
-        return all(_is_finite(tensor) for tensor in tensors)
-    greatest = torch._foreach_norm(tensors, float("inf"))  # NaN where one is; all tensors in a few launches
-    return torch.isfinite(torch.stack(list(greatest))).all()
+        finite: bool | Tensor = all(_is_finite(tensor) for tensor in tensors)
+    else:
+        greatest = torch._foreach_norm(tensors, float("inf"))  # NaN where one is; all tensors in a few launches
+        finite = torch.isfinite(torch.stack(list(greatest))).all()
+    return site.shards.everywhere(finite)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -29,19 +29,29 @@ class KeptZeros:
     """
 
     def __init__(
-        self, sites: Sequence[MaskedSite], optimizer: optim.Optimizer, remask: bool, warn: Callable[[str], None]
+        self,
+        sites: Sequence[MaskedSite],
+        optimizer: optim.Optimizer,
+        remask: bool,
+        warn: Callable[[str], None],
+        sharded: bool = False,
     ) -> None:
-        """Looks once at each site (a host synchronisation). `sites` may change: their storage does."""
+        """Looks once at each site (a host synchronisation). `sites` may change: their storage does.
+
+        Of a `sharded` module every forward pass sees what is stored, so that no step goes without a pass.
+        """
         self.remask = remask
+        self._sharded = sharded
         self._sites = sites
         self._optimizer = optimizer
         self._warn = warn
         self._elementwise = type(optimizer) in ELEMENTWISE
         self._due = False
+        self._state_is_masked = False
         self._held: list[MaskedSite] = []
         self.state_loaded()
         self.handle = optimizer.register_load_state_dict_post_hook(lambda _: self.state_loaded())
-        if self._stray_weight() is None:
+        if not sharded and self.stray_weight() is None:
             self._found()
 
     def state_loaded(self) -> None:
@@ -50,14 +60,14 @@ class KeptZeros:
 
     def before_step(self) -> None:
         """The optimizer, or a rewiring, is about to write. After its state was loaded, waits for the device once."""
-        if not self._state_known:
+        if not self._state_known and not self._sharded:
             self._state_is_masked = self._elementwise and not _any_stray(self._sites, self._optimizer)
             self._state_known = True
         self._held = [site for site in self._sites if site.has_zeros()] if self._state_is_masked else []
 
     def set_back(self) -> None:
         """The optimizer has written."""
-        if self.remask:
+        if self.remask or self._sharded:
             for site in self._sites:
                 site.apply_mask_()
 
@@ -73,10 +83,10 @@ class KeptZeros:
         host synchronisation; one that is due on an update step, which is not to wait, comes at the next step.
         """
         self._due |= step_count.bit_count() == 1 or step_count % LOOK_EVERY == 0
-        if not self._due or self.remask or not may_wait:
+        if not self._due or self.remask or self._sharded or not may_wait:
             return
         self._due = False
-        name = self._stray_weight()
+        name = self.stray_weight()
         if name is None:
             self._found()
             return
@@ -89,7 +99,7 @@ class KeptZeros:
         for site in self._sites:
             site.note_zeros()
 
-    def _stray_weight(self) -> str | None:
+    def stray_weight(self) -> str | None:
         """The first site with a weight that is not 0 where it is inactive; one host synchronisation for all."""
         stray = torch.stack([site.stray_weights() for site in self._sites]).tolist()
         return next((site.name for site, count in zip(self._sites, stray, strict=True) if count), None)

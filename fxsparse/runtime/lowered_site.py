@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ..core.records import WeightSite
+from ..core.sharded_tensors import is_sharded
 from ..kernels import SparsePattern, update_steps
 from ..passes.find_lowerable import SparseCall
 from ..passes.lower_weights import RUN, pattern_names
 from .masked_site import MaskedModule, MaskedSite
 from .resizing import resize_parameter
+from .sharded_site import ShardedSite
 from .sites import DenseGradient
 
 ADVICE = "train without lower(train=True)"
@@ -193,4 +195,6 @@ def dense_weight_gradient(call: SparseCall, x: Tensor, dy: Tensor) -> Tensor:
 def weight_site(module: MaskedModule, site: WeightSite, target: int) -> MaskedSite:
     """The site of a weight, as it is stored now."""
     storage = module.lowered.get(site.name)
+    if is_sharded(module.get_parameter(site.name)):
+        return ShardedSite(module, site, target)
     return MaskedSite(module, site, target) if storage is None else LoweredSite(module, site, target, storage)

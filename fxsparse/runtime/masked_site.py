@@ -12,6 +12,7 @@ from ..core.granularity import Granularity, UnitLayout
 from ..core.group_layout import GroupLayout
 from ..core.known_zeros import has_zeros, note_zeros
 from ..core.records import WeightSite
+from ..core.sharded_tensors import local_part
 from .sites import DenseGradient, Site, StoredSite
 from .update_rules import snip_score
 from .zeroing import zero_outside_
@@ -40,6 +41,8 @@ class MaskedModule(Protocol):
     def get_submodule(self, target: str) -> nn.Module: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
 
 class MaskedSite(Site, StoredSite):
@@ -158,7 +161,7 @@ class MaskedSite(Site, StoredSite):
 
     @torch.no_grad()
     def mask_gradient_(self, only_infinite: bool = False) -> None:
-        gradient = self.parameter.grad
+        gradient = self.gradient()
         if gradient is not None:
             zero_outside_(gradient, self.mask | torch.isfinite(gradient) if only_infinite else self.mask)
 
@@ -210,8 +213,8 @@ class MaskedSite(Site, StoredSite):
         if optimizer_state != "kept":
             spared = untouched if optimizer_state == "masked" else untouched | ~mask
             for state in optimizer.state.get(self.parameter, {}).values():
-                if isinstance(state, Tensor) and state.shape == weight.shape:
-                    zero_outside_(state, spared)
+                if isinstance(state, Tensor) and state.shape == self.parameter.shape:
+                    zero_outside_(local_part(state), spared)
         own.copy_(mask)
         self._active = own.count_nonzero() if active is None else active
         self._counted = (own, own._version)

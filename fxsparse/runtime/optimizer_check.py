@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..core.errors import RuntimeStateError
+from ..core.sharded_tensors import is_sharded
 from .masked_site import MaskedModule
 
 
@@ -27,6 +28,11 @@ def check_optimizer(module: MaskedModule, optimizer: torch.optim.Optimizer) -> N
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [site.name for site in module.sites if id(module.get_parameter(site.name)) not in held]
+    if missing and is_sharded(module.get_parameter(missing[0])):
+        raise RuntimeStateError(
+            f"the optimizer does not hold {missing[0]}: fully_shard replaces the parameters, so call it first, then "
+            "build the optimizer from sparse.parameters(), then attach"
+        )
     if len(missing) == len(module.sites):
         raise RuntimeStateError(
             "the optimizer holds none of this module's weights: it was built from another model, perhaps from the "

@@ -34,6 +34,7 @@ from .methods import Method, Moment, Need
 from .optimizer_check import check_optimizer, refuse_closure
 from .schedule import Schedule
 from .semantics import Semantics
+from .sharded_site import check_still_whole, holds_shards, shard_masks
 from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 from .warn_once import WarnOnce
@@ -65,8 +66,11 @@ class Rewirer:
 
         With a `compaction`, training goes on at the compact size.
         """
+        sharded = holds_shards(module)  # before the others: gathered parameters are cut again by it
         check_optimizer(module, optimizer)
         method.check(optimizer)
+        if sharded:
+            shard_masks(module, method)
         self.method = copy.deepcopy(method)  # what it remembers is this run's
         self.schedule = schedule
         self.seed = seed
@@ -91,12 +95,13 @@ class Rewirer:
         self._telemetry = Telemetry(watched)
         self._weights_first = not method.replaces_weight_update(semantics)
         self._stashed: list[Gradient] | None = None
+        self._sharded = sharded
         self._scaler_skips = False
         self._postponed = False
         self._rewired_now = False
         self._warn_once = WarnOnce()
         remask = method.feeds_optimizer or semantics.optimizer_state != "masked"
-        self._zeros = KeptZeros(self._weights, optimizer, remask, self._warn_once)
+        self._zeros = KeptZeros(self._weights, optimizer, remask, self._warn_once, sharded)
         self._history = History(self._warn_once)
         self._walks = type(method).after_step is not Method.after_step
         self._walked: Tensor | None = None  # connections woken by `after_step` since the last record, by site
@@ -232,6 +237,8 @@ class Rewirer:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         refuse_closure(args, kwargs)
+        if not self._sharded:
+            check_still_whole(self._module)
         self._lowered_state.stepped()
         # A fused optimizer under GradScaler is called even when it will skip the step by itself. That is read at every
         # step: the number of steps made decides which the next update step is, and with it the graph that runs.
@@ -339,7 +346,9 @@ class Rewirer:
         if self._channels is not None:
             self._channels.close()
         finite = chosen.finite if isinstance(chosen.finite, Tensor) else None
-        self._record(moment, chosen.sites, torch.stack(counts), torch.stack(norms) if norms else None, finite)
+        shards = chosen.sites[0].shards
+        lengths = shards.norms(torch.stack(norms)) if norms else None
+        self._record(moment, chosen.sites, shards.add_up(torch.stack(counts)), lengths, finite)
 
     def _record(
         self, moment: Moment, sites: Sequence[Site], counts: Tensor, norms: Tensor | None = None, finite: Any = None

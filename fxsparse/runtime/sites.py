@@ -7,6 +7,7 @@ pattern to take over. The hooks between rewirings see a `StoredSite`: the weight
 | --- | --- | --- |
 | `MaskedSite` | one weight | yes: a dense parameter, its mask beside it |
 | `LoweredSite` | one weight | yes: a parameter of active values, and their pattern |
+| `ShardedSite` | one weight | yes: this rank's rows of a dense parameter and of its mask |
 | `MaskedBlocks` | one unit of a `UnitLayout` | no: acts through the site of its weight |
 | `MaskedChannels` | one atom of a channel group | no: acts through the `ChannelState` |
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.group_layout import GroupLayout
+from .shards import WHOLE, Whole
 
 DenseGradient = Callable[[], Tensor]
 """Forms a dense gradient, once."""
@@ -38,6 +40,7 @@ class Site(Protocol):
         target: number of active units that the allocation gives the site.
         units: what they are called in messages.
         groups: where each group of M weights keeps N active, those groups.
+        shards: how they lie over the ranks. Unit tensors are this rank's part, numbers the whole's.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Site(Protocol):
     target: int
     units: str
     groups: GroupLayout | None = None
+    shards: Whole = WHOLE
 
     @property
     def mask(self) -> Tensor:
@@ -183,6 +187,7 @@ class Watched(Protocol):
 
     name: str
     size: int
+    shards: Whole
 
     @property
     def mask(self) -> Tensor: ...

@@ -104,7 +104,7 @@ class Telemetry:
             name=site.name,
             active=site.active,
             size=site.size,
-            explored=int(self._ever[site.name].mask().sum()) / site.size,
+            explored=int(site.shards.add_up(self._ever[site.name].mask().sum().to(site.mask.device))) / site.size,
             churn=sum(shares) / len(shares) if shares else 0.0,
             dead_outputs=dead_outputs,
             outputs=outputs,
@@ -115,10 +115,11 @@ class Telemetry:
 
     def state_dict(self) -> dict[str, Tensor]:
         self.observe()
-        return {name: seen.mask() for name, seen in self._ever.items()}
+        return {site.name: site.shards.whole(self._ever[site.name].mask()) for site in self._sites}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._ever = {name: _Seen(mask) for name, mask in state.items()}
+        here = [site for site in self._sites if site.name in state]
+        self._ever = {site.name: _Seen(site.shards.part(state[site.name])) for site in here}
 
 
 def telemetry_table(rows: Sequence[SiteTelemetry]) -> str:

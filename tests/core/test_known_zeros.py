@@ -105,6 +105,8 @@ def test_second_derivatives_and_batching_take_the_plain_way():
     plain = weight.detach().clone().requires_grad_()
     (expected,) = torch.autograd.grad(F.linear(x, plain * mask).pow(3).sum(), plain, create_graph=True)
     torch.testing.assert_close(second, torch.autograd.grad(expected.sum(), plain)[0])
+    rows = torch.func.vmap(lambda row: F.linear(row, apply_mask(weight, mask)))(x)
+    torch.testing.assert_close(rows, F.linear(x, weight))
     each = torch.func.vmap(
         torch.func.grad(lambda w, row: F.linear(row, apply_mask(w, mask, own_gradient=True)).square().sum()),
         in_dims=(None, 0),

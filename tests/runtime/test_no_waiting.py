@@ -45,7 +45,7 @@ def run(method, optimizer=None, steps=4, **options):
     counts = move_to_fake_device(sparse, mode)
     held.param_groups[0]["params"] = list(sparse.parameters())
     know_counts(rewirer, counts)
-    rewirer._strays.look = lambda *args, **kwargs: None  # at the first steps it waits, on ordinary ones
+    rewirer._zeros.look = lambda *args, **kwargs: None  # at the first steps it waits, on ordinary ones
     with mode:
         for _ in range(steps):
             for parameter in sparse.parameters():  # a backward pass asks for a real device

@@ -18,7 +18,6 @@ from ..redistribution import check_redistribution, redistribute
 from ..schedule import Schedule, UpdateSchedule
 from ..semantics import Semantics
 from ..sites import Site
-from ..update_rules import lottery, select
 
 
 class Need(Enum):
@@ -54,7 +53,7 @@ class Moment:
 
     def lottery(self, site: Site) -> Tensor:
         """A random number for each position of the site, on its device: the score of a method that grows at random."""
-        return lottery(site.mask.shape, self.generator(site), site.mask.device)
+        return site.shards.lottery(site.mask, self.generator(site))
 
     def count(self, site: Site) -> int:
         """k: how many of the site's connections to rewire."""
@@ -108,6 +107,7 @@ class Method:
     needs_masks: ClassVar[bool] = False  # whether the user has to give the masks
     step_options: ClassVar[tuple[str, ...]] = ()  # options that are steps of the run, and stretch with it
     granularities: ClassVar[tuple[str, ...]] = ("weight",)  # what it can drop and grow as one
+    over_shards: ClassVar[bool] = False  # whether it looks beyond its part of a weight through `site.shards` alone
     changes_widths: ClassVar[bool] = False  # whether the model itself has to be another one
 
     redistribution: str | None = None
@@ -203,11 +203,11 @@ class Method:
         mask = site.mask
         if site.groups is not None:
             return self._within_groups(site, gradient, quota, moment, site.groups)
-        kept = mask & ~select(self.drop_score(site, moment), mask, quota.drop, largest=False)
+        kept = mask & ~site.shards.select(self.drop_score(site, moment), mask, quota.drop, largest=False)
         free = ~mask if moment.semantics.regrown == "forbidden" else ~kept
         if quota.grow == 0:
             return Pattern(kept, site.active - quota.drop, kept)
-        grown = select(self.grow_score(site, gradient, moment), free, quota.grow, largest=True)
+        grown = site.shards.select(self.grow_score(site, gradient, moment), free, quota.grow, largest=True)
         return Pattern(kept | grown, site.active - quota.drop + quota.grow, kept)
 
     def _within_groups(
@@ -261,7 +261,7 @@ class Method:
             (site.score(value) * site.mask).sum(dtype=torch.float64) / max(site.active, 1)
             for site, value in zip(sites, values, strict=True)
         ]
-        return torch.stack(means).tolist()
+        return sites[0].shards.add_up(torch.stack(means)).tolist()
 
     # -- what happens between rewirings -------------------------------------------------------------------
 

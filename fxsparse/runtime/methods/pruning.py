@@ -39,6 +39,7 @@ class Pruning(Method):
     rewires = True
     replaces_update = False
     granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block", "n:m")
+    over_shards: ClassVar[bool] = True
     step_options = ("begin", "end")
 
     scope: str = "layer"

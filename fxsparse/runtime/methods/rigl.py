@@ -23,6 +23,7 @@ class RigL(Method):
     rewires = True
     grows = True
     granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block", "n:m")
+    over_shards: ClassVar[bool] = True
 
     def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
         assert gradient is not None, "the runtime skips sites without a gradient"

@@ -19,6 +19,7 @@ class SET(Method):
     rewires = True
     grows = True
     granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block", "n:m")
+    over_shards: ClassVar[bool] = True
 
     def grow_score(self, site: Site, gradient: Tensor | None, moment: Moment) -> Tensor:
         return moment.lottery(site)

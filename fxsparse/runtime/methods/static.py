@@ -17,6 +17,7 @@ class Static(Method):
     name = "static"
     summary = "random masks, never rewired"
     granularities: ClassVar[tuple[str, ...]] = ("weight", "channel", "block", "n:m")
+    over_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.redistribution is not None:
