@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from .channels.channel_plan import channels_in
 from .core.errors import CheckpointError, ConfigError, InputError
 from .core.granularity import check_masks
+from .core.packed_masks import is_packed, pack_mask, unpack_mask
 from .core.records import TensorSpec, record_of, specs_of
 from .core.sharded_tensors import refuse_sharded
 from .kernels import SparsePattern
@@ -67,7 +68,8 @@ def save_sparse(module: SparseModule | LoweredModule, path: str | Path) -> None:
                 rows = pattern.starts, pattern.columns
                 writer.add_site(site.name, weight[order], storage.shape, *rows, storage.block)
             else:
-                mask = module.get_buffer(site.mask_name).cpu().reshape(site.shape[0], -1)
+                mask = unpack_mask(module.get_buffer(site.mask_name), torch.Size(site.shape))
+                mask = mask.cpu().reshape(site.shape[0], -1)
                 starts = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
                 values = weight.cpu().reshape(-1)[mask.reshape(-1)]
                 writer.add_site(site.name, values, site.shape, starts, mask.nonzero()[:, 1])
@@ -337,6 +339,7 @@ def _fill(
         kept = torch.zeros(site.shape, dtype=torch.bool)
         kept.view(-1)[at] = True
         assign(module, [site.name, *site.aliases], dense)
+        kept = pack_mask(kept) if is_packed(mask) else kept
         assign(module, [name for name, t in module.named_buffers(remove_duplicate=False) if t is mask], kept)
     _fill_rest(module, file, rest)
 

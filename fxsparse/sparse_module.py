@@ -19,7 +19,9 @@ from .core.errors import RuntimeStateError
 from .core.granularity import SINGLE_WEIGHTS, Granularity, UnitLayout, check_masks, groups_of, layouts_of
 from .core.group_layout import GroupLayout
 from .core.known_zeros import note_zeros
+from .core.mask_storage import bool_masks
 from .core.masking import floor_count, in_format_of, initial_mask, seeded_generator
+from .core.packed_masks import pack_mask, unpack_mask
 from .core.records import Captured, Uncovered, WeightSite
 from .core.sharded_tensors import count_true, refuse_sharded
 from .flops import FlopReport, count_module, planned_cost
@@ -86,6 +88,7 @@ class SparseModule(LowerableModule):
         masks: Mapping[str, Tensor] | None = None,
         channels: ChannelPlan | None = None,
         granularity: Granularity = SINGLE_WEIGHTS,
+        pack_masks: bool = False,
     ) -> None:
         """`sparsities` are what the method aims at; `masks`, where given, take the place of random ones.
 
@@ -121,7 +124,7 @@ class SparseModule(LowerableModule):
                 mask = initial_mask(weight, sparsity, generator, drawn == "bernoulli", layout)
                 if site.name in self.group_layouts and sparsity > 0.0:
                     mask = self.group_layouts[site.name].random_mask(weight, generator)
-            self.get_submodule(owner).register_buffer(f"{parameter}_mask", mask)
+            self.get_submodule(owner).register_buffer(f"{parameter}_mask", pack_mask(mask) if pack_masks else mask)
         self.apply_masks_()
 
     # -- what is masked -----------------------------------------------------------------------------------
@@ -130,16 +133,17 @@ class SparseModule(LowerableModule):
     def masks(self) -> Mapping[str, Tensor]:
         """Weight name -> bool mask of the weight's shape, in execution order. Change in place only.
 
-        While training goes on at the compact size, or of weights that are lowered, they are copies.
+        While training goes on at the compact size, of weights that are lowered, and where they are packed, they are
+        copies.
         """
         made = {} if self._storage is None else self._storage.masks(self)
         with self._at_compact_or_full_size():
             return MappingProxyType(
-                {
-                    site.name: made[site.name] if site.name in made else self.get_buffer(site.mask_name)
-                    for site in self.sites
-                }
+                {site.name: made[site.name] if site.name in made else self._mask_of(site) for site in self.sites}
             )
+
+    def _mask_of(self, site: WeightSite) -> Tensor:
+        return unpack_mask(self.get_buffer(site.mask_name), torch.Size(site.shape))
 
     @property
     def active_counts(self) -> dict[str, int]:
@@ -391,7 +395,8 @@ class SparseModule(LowerableModule):
         refuse_sharded(self, "compact")
         if self.lowered and optimizer is not None:
             raise RuntimeStateError("this module is lowered; raise_() it before its optimizer is moved over")
-        return compact(copy.deepcopy(self).raise_() if self.lowered else self, optimizer=optimizer)
+        with bool_masks(self, self.sites):
+            return compact(copy.deepcopy(self).raise_() if self.lowered else self, optimizer=optimizer)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> nn.Module:

@@ -74,6 +74,7 @@ def sparsify(
     explicit: Mapping[str, float] | None = None,
     power: float = 1.0,
     granularity: Given = "weight",
+    pack_masks: bool = False,
     seed: int = 0,
     capture: str = "auto",
     verify: bool = True,
@@ -117,6 +118,8 @@ def sparsify(
             which can be cut out of the graph. `sparsity` is then counted as after cutting them out. `"2:4"` (N:M): of
             every 4 consecutive weights along the input dimension 2 are active; that fixes the sparsity, 1 - N/M, of
             every weight whose input dimension is a multiple of M, and leaves the others dense.
+        pack_masks: store masks as bits, an eighth of the memory; they are unpacked one at a time where they are read.
+            `state_dict` has bool masks all the same. Not for channels.
         seed: of the initial masks and of every random choice while rewiring.
         capture: how the graph is made: `"concrete"` (a tracer that knows the example), `"export"` (`torch.export`),
             or `"auto"`, the first of them that takes the model; `sparse.capture` says which it was.
@@ -146,6 +149,8 @@ def sparsify(
     )
     if sparsity is None:
         sparsity = 0.9
+    if pack_masks and chosen.kind == "channel":
+        raise ConfigError("pack_masks: masks of whole channels are not stored as bits; leave it out")
     check_number("seed", seed, whole=True)
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; give an instance of nn.Module: {model!r}"[:200])
@@ -213,7 +218,8 @@ def sparsify(
     check_movement(method, layouts, sparsities)
     eager = captured.model
     sparse = SparseModule(
-        captured, sites, uncovered, sparsities, method, schedule_options, seed, semantics, masks, channels, chosen
+        *(captured, sites, uncovered, sparsities, method, schedule_options, seed),
+        *(semantics, masks, channels, chosen, pack_masks),
     )
     if verify and not any(tensor.is_meta for tensor in sparse.parameters()):
         sparse.notes += verify_outputs(captured.name, eager, sparse, example_input)

@@ -7,7 +7,9 @@ from torch import Tensor, fx, nn
 
 from fxsparse.core.graphs import attribute
 from fxsparse.core.masking import apply_mask
+from fxsparse.core.packed_masks import unpack_mask
 from fxsparse.core.records import record_of
+from fxsparse.core.weight_operands import shape_of
 
 
 @torch.no_grad()
@@ -24,7 +26,8 @@ def active_in_part(root: nn.Module, weight: fx.Node, active: int) -> int | None:
     masks = [node for node in _before(weight) if node.target is apply_mask]
     if len(masks) != 1:
         return None
-    mask = attribute(root, str(masks[0].args[1].target))  # type: ignore[union-attr]
+    stored = attribute(root, str(masks[0].args[1].target))  # type: ignore[union-attr]
+    mask = unpack_mask(stored, torch.Size(shape_of(masks[0])))
     if mask.is_meta or int(mask.sum()) != active:
         return None
     return int(_taken(weight, mask).sum())

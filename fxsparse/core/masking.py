@@ -13,26 +13,17 @@ import hashlib
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .host import is_traced
 from .known_zeros import has_zeros
+from .packed_masks import unpack_mask
 from .sharded_tensors import gathered_weight, is_sharded
+from .zeroing import zero_outside_
 
 STORED = ("stored", "stored magnitude")
 """Values of the gate under which the weight is read as it is stored, and gets the gradient of every position."""
-
-_BITS = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
-
-
-FEW_THREADS = 4
-"""Up to so many NumPy's one is faster: torch makes a copy of the mask as integers, NumPy converts it piece by piece."""
 
 
 class _MaskedWeight(torch.autograd.Function):
@@ -44,7 +35,7 @@ class _MaskedWeight(torch.autograd.Function):
     def forward(weight: Tensor, mask: Tensor, dense_gradient: bool | str, own: bool) -> Tensor:
         if dense_gradient in STORED:
             return weight.clone(memory_format=torch.preserve_format)
-        product = weight * mask
+        product = weight * unpack_mask(mask, weight.shape)
         # Of a dimension of size one the product may have another stride than the weight, and a convolution then
         # takes another kernel, whose sums differ in the last bit.
         same_memory = all(
@@ -66,9 +57,11 @@ class _MaskedWeight(torch.autograd.Function):
             return gradient.abs(), None, None, None
         if ctx.dense_gradient:
             return gradient, None, None, None
-        (mask,) = ctx.saved_tensors
-        masked = _mask_in_place if ctx.own and _is_plain(gradient) else _mask_gradient
-        return masked(gradient, mask), None, None, None
+        (stored,) = ctx.saved_tensors
+        mask = unpack_mask(stored, gradient.shape)
+        if ctx.own and _is_plain(gradient):
+            return zero_outside_(gradient, mask), None, None, None  # while it is in the cache
+        return torch.where(mask, gradient, 0), None, None, None  # a product would turn infinite gradients into NaN
 
 
 class _StoredWeight(torch.autograd.Function):
@@ -85,26 +78,9 @@ class _StoredWeight(torch.autograd.Function):
     backward = _MaskedWeight.backward
 
 
-def _mask_gradient(gradient: Tensor, mask: Tensor) -> Tensor:
-    """`gradient` where `mask` is True, else 0. A product would turn infinite gradients into NaN."""
-    return torch.where(mask, gradient, 0)
-
-
 def _is_plain(gradient: Tensor) -> bool:
     """Whether nobody compiles, differentiates or batches the backward pass."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(gradient) is not Tensor:
-        return False
-    return gradient.dtype in _BITS and not torch._C._functorch.is_functorch_wrapped_tensor(gradient)
-
-
-def _mask_in_place(gradient: Tensor, mask: Tensor) -> Tensor:
-    """The same, while the gradient is in the cache: the bits of each number, taken as an integer, times 0 or 1."""
-    bits = gradient.view(_BITS[gradient.dtype])
-    if bits.is_cpu and torch.get_num_threads() <= FEW_THREADS:
-        np.multiply(bits.numpy(), mask.numpy(), out=bits.numpy())
-    else:
-        bits.mul_(mask)
-    return gradient
+    return not torch.is_grad_enabled() and type(gradient) is Tensor and not is_traced(gradient)
 
 
 def apply_mask(
@@ -114,7 +90,8 @@ def apply_mask(
 
     Args:
         weight: any shape, floating point.
-        mask: bool, the same shape; True keeps a position. A sharded one is known to be in the weight already.
+        mask: bool, the same shape, or its bits (`packed_masks`); True keeps a position. A sharded one is known to be in
+            the weight already.
         dense_gradient: whether `weight` receives the gradient of every position (update steps) or only
             that of the active ones. A plain Python value, so that a compiler sees two variants and no more.
             `"magnitude"` gives the absolute value at every position: what accumulates over micro-batches, and is
@@ -129,8 +106,7 @@ def apply_mask(
     """
     if is_sharded(mask):
         return gathered_weight(weight, dense_gradient)
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    function = _StoredWeight if not traced and has_zeros(weight, mask) else _MaskedWeight
+    function = _StoredWeight if not is_traced(weight) and has_zeros(weight, mask) else _MaskedWeight
     return function.apply(weight, mask, dense_gradient, own_gradient)
 
 

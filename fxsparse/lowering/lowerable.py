@@ -12,6 +12,7 @@ from ..captured_module import CapturedModule
 from ..core.channel_sites import ChannelPlan
 from ..core.errors import ConfigError
 from ..core.granularity import Granularity
+from ..core.mask_storage import bool_masks, unpack_masks
 from ..core.records import WeightSite, specs_of
 from ..core.sharded_tensors import refuse_sharded
 from ..passes.lower_recurrent import SparseRecurrence
@@ -104,6 +105,7 @@ class LowerableModule(CapturedModule):
             self._lower_for_training(example, layers)
             return self
         own = copy.deepcopy(self).raise_()
+        unpack_masks(own, own.sites)
         own.apply_masks_()  # of layers that stay dense, the stored zeros are all that masks them from here on
         own._lower(example, layers, False, None)
         assert own._storage is not None
@@ -142,6 +144,7 @@ class LowerableModule(CapturedModule):
         if self._rewirer is not None:
             check_follows(self._rewirer.optimizer, self.method, bool(self._rewirer.update_count))
         self.raise_()
+        unpack_masks(self, self.sites)
         self._lower(example, layers, True, self._optimizer)
         if self._rewirer is not None:
             self._rewirer.storage_changed()
@@ -188,6 +191,7 @@ class LowerableModule(CapturedModule):
             stack.enter_context(self._at_compact_or_full_size())
             if self._storage is not None:
                 stack.enter_context(self._storage.at_full_size(self, self._optimizer))
+            stack.enter_context(bool_masks(self, self.sites))
             yield
 
     def _at_compact_or_full_size(self) -> AbstractContextManager[None]:

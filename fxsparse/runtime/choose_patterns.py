@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.host import on_host
+from ..core.zeroing import norm_within
 from .methods import Method, Moment, Pattern
-from .selection import on_host
 from .sites import DenseGradient, Site
-from .zeroing import norm_within
 
 Gradient = Tensor | DenseGradient | None
 """Of a site: there, to be formed, or none."""

@@ -42,19 +42,20 @@ class MaskedBlocks(Site):
         return self._active
 
     def _read(self) -> None:
-        own, (counted, version) = self._weights.mask, self._counted
-        if own is counted and own._version == version:
+        stored, (counted, version) = self._weights.stored_mask, self._counted
+        if stored is counted and stored._version == version:
             return
+        own = self._weights.mask
         if not self._layout.is_whole(own):
             raise RuntimeStateError(
                 f"the mask of {self.name} does not consist of whole {self.units}: it was changed from outside; change "
                 "it block by block, or use granularity='weight'"
             )
-        self._note(own, self._layout.gather(own).contiguous())
+        self._note(stored, self._layout.gather(own).contiguous())
         self._active = int(self._mask.sum())
 
-    def _note(self, own: Tensor, mask: Tensor) -> None:
-        self._mask, self._counted = mask, (own, own._version)
+    def _note(self, stored: Tensor, mask: Tensor) -> None:
+        self._mask, self._counted = mask, (stored, stored._version)
 
     def magnitude(self) -> Tensor:
         """The mean magnitude of each unit's weights."""
@@ -97,6 +98,6 @@ class MaskedBlocks(Site):
         elements = self._layout.elements(active) if self._layout.even else None
         own_kept = None if kept is None else spread(kept)
         grown = self._weights.take_over(spread(mask), elements, optimizer, own_kept, optimizer_state)
-        self._note(self._weights.mask, mask)
+        self._note(self._weights.stored_mask, mask)
         self._active = active
         return grown

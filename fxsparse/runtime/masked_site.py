@@ -11,11 +11,12 @@ from ..core.errors import RuntimeStateError
 from ..core.granularity import Granularity, UnitLayout
 from ..core.group_layout import GroupLayout
 from ..core.known_zeros import has_zeros, note_zeros
+from ..core.packed_masks import is_packed, pack_mask, unpack_mask
 from ..core.records import WeightSite
 from ..core.sharded_tensors import local_part
+from ..core.zeroing import zero_outside_
 from .sites import DenseGradient, Site, StoredSite
 from .update_rules import snip_score
-from .zeroing import zero_outside_
 
 
 class MaskedModule(Protocol):
@@ -76,8 +77,13 @@ class MaskedSite(Site, StoredSite):
         return self.parameter
 
     @property
-    def mask(self) -> Tensor:
+    def stored_mask(self) -> Tensor:
+        """The mask as the module has it: bool, or its bits."""
         return getattr(self._holder, self._mask_name)
+
+    @property
+    def mask(self) -> Tensor:
+        return unpack_mask(self.stored_mask, self.parameter.shape)
 
     @property
     def active(self) -> int:
@@ -85,21 +91,22 @@ class MaskedSite(Site, StoredSite):
 
         `RuntimeStateError` if it was changed to one that has not N active weights in every group of M.
         """
-        mask, (counted, version) = self.mask, self._counted
-        if mask is not counted or mask._version != version:
+        stored, (counted, version) = self.stored_mask, self._counted
+        if stored is not counted or stored._version != version:
+            mask = self.mask
             if self.groups is not None and not self.groups.holds(mask):
                 raise RuntimeStateError(
                     f"the mask of {self.name} does not have {self.groups.keep} active in every {self.groups.of} "
                     "weights: it was changed from outside; keep their number, or use granularity='weight'"
                 )
             self._active = int(mask.sum())
-            self._counted = (mask, mask._version)
+            self._counted = (stored, stored._version)
         self._active = int(self._active)
         return self._active
 
     def count(self) -> int | Tensor:
-        mask, (counted, version) = self.mask, self._counted
-        return self._active if mask is counted and mask._version == version else self.active
+        stored, (counted, version) = self.stored_mask, self._counted
+        return self._active if stored is counted and stored._version == version else self.active
 
     def magnitude(self) -> Tensor:
         """The magnitude of each weight, of the weight's shape."""
@@ -187,11 +194,11 @@ class MaskedSite(Site, StoredSite):
 
     def has_zeros(self) -> bool:
         """Whether inactive weights are known to be 0 in storage."""
-        return has_zeros(self.parameter, self.mask)
+        return has_zeros(self.parameter, self.stored_mask)
 
     def note_zeros(self) -> None:
         """They are; the forward pass then need not multiply."""
-        note_zeros(self.parameter, self.mask)
+        note_zeros(self.parameter, self.stored_mask)
 
     def grown(self, mask: Tensor) -> Tensor:
         return mask & ~self.mask
@@ -215,7 +222,8 @@ class MaskedSite(Site, StoredSite):
             for state in optimizer.state.get(self.parameter, {}).values():
                 if isinstance(state, Tensor) and state.shape == self.parameter.shape:
                     zero_outside_(local_part(state), spared)
-        own.copy_(mask)
-        self._active = own.count_nonzero() if active is None else active
-        self._counted = (own, own._version)
+        stored = self.stored_mask
+        stored.copy_(pack_mask(mask) if is_packed(stored) else mask)
+        self._active = mask.count_nonzero() if active is None else active
+        self._counted = (stored, stored._version)
         return grown

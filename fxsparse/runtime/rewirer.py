@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import RuntimeStateError
+from ..core.zeroing import norm_within
 from .channel_state import ChannelState
 from .choose_patterns import Chosen, Gradient, choose_patterns
 from .compaction import Compaction
@@ -38,7 +39,6 @@ from .sharded_site import check_still_whole, holds_shards, shard_masks
 from .sites import Site, Watched
 from .telemetry import SiteTelemetry, Telemetry, is_thin, telemetry_table, thin_message
 from .warn_once import WarnOnce
-from .zeroing import norm_within
 
 
 class Rewirer:

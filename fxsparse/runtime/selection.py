@@ -11,13 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.host import on_host
+
 SAMPLE = 1 << 14
 """Values that a sample has; an array of fewer than four times as many is sorted as a whole."""
-
-
-def on_host(tensor: Tensor) -> bool:
-    """Whether the values can be looked at without waiting for a device."""
-    return tensor.device.type == "cpu"
 
 
 def select(score: Tensor, candidates: Tensor, count: int, *, largest: bool) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import RuntimeStateError
+from ..core.packed_masks import is_packed
 from ..core.records import WeightSite
 from ..core.sharded_tensors import count_true, is_fully_sharded, is_sharded, local_part
 from .masked_site import MaskedModule, MaskedSite
@@ -44,14 +45,18 @@ class ShardedSite(MaskedSite):
         return local_part(self.parameter)
 
     @property
+    def stored_mask(self) -> Tensor:
+        return local_part(super().stored_mask)
+
+    @property
     def mask(self) -> Tensor:
-        return local_part(super().mask)
+        return self.stored_mask
 
     @property
     def active(self) -> int:
         mask, (counted, version) = self.mask, self._counted
         if mask is not counted or mask._version != version:
-            self._active, self._counted = count_true(super().mask), (mask, mask._version)
+            self._active, self._counted = count_true(super().stored_mask), (mask, mask._version)
         return int(self._active)
 
     def dead_units(self) -> tuple[int, int, int, int]:
@@ -166,6 +171,8 @@ def _check_layout(module: MaskedModule) -> None:
             f"granularity {module.granularity}: fully_shard cuts through its units; only granularity='weight' is "
             "rewired over shards"
         )
+    if any(is_packed(module.get_buffer(site.mask_name)) for site in module.sites):
+        raise RuntimeStateError("packed masks are not cut over ranks; sparsify without pack_masks")
     names = {id(module.get_parameter(site.name)): site.name for site in module.sites}
     parts = [(name, sub) for name, sub in module.named_modules() if isinstance(sub, FSDPModule)]
     for name, sub in parts:

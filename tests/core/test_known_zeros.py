@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxsparse import apply_mask
-from fxsparse.core import masking
+from fxsparse.core import zeroing
 from fxsparse.core.known_zeros import has_zeros, note_zeros
 
 F = nn.functional
@@ -69,7 +69,7 @@ def test_it_has_the_strides_of_the_weight(shape):
     assert apply_mask(weight, mask).stride() == weight.stride()
 
 
-@pytest.mark.parametrize("threads", [1, masking.FEW_THREADS + 1])
+@pytest.mark.parametrize("threads", [1, zeroing.FEW_THREADS + 1])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_gradient_masked_in_place_has_the_bits_of_one_that_is_chosen_from(dtype, threads, monkeypatch):
     weight, mask = zeroed((4, 3, 3, 3), dtype)

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxsparse
 from fxsparse import FxSparseWarning
-from fxsparse.runtime import choose_patterns, selection, zeroing
+from fxsparse.core import zeroing
+from fxsparse.runtime import choose_patterns, selection
 
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "nonzero_static", "masked_select", "unique", "equal", "item")
 

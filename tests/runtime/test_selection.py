@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fxsparse import rigl_update
+from fxsparse.core.zeroing import norm_within, zero_outside_, zeroed_outside
 from fxsparse.runtime import selection
 from fxsparse.runtime.selection import select
-from fxsparse.runtime.zeroing import norm_within, zero_outside_, zeroed_outside
 
 NAN, INF = float("nan"), float("inf")
 POOLS = [

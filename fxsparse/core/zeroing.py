@@ -1,23 +1,35 @@
-"""Zeros wherever a mask is False, whatever stood there: infinities and NaN as well."""
+"""Zeros wherever a mask is False, whatever stood there: infinities and NaN as well.
+
+The bits of each number, taken as an integer, are multiplied by 0 or 1. On a CPU that takes a quarter to a tenth of the
+time of `masked_fill` and `where`, which are not vectorised there, and needs no inverted mask.
+"""
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .selection import on_host
+from .host import on_host
 
 PIECE = 1 << 18
 """Elements that are looked at together."""
+
+FEW_THREADS = 4
+"""Up to so many NumPy is faster: torch makes a copy of the mask as integers first, NumPy converts it piece by piece."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def zero_outside_(tensor: Tensor, keep: Tensor) -> Tensor:
     """Sets `tensor` to 0 in place where `keep` (bool, the same shape) is False; returns it."""
-    if not on_host(tensor) or not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.element_size() not in _BITS:
         return tensor.masked_fill_(~keep, 0)
-    _bits(tensor).bitwise_and_(_all_ones(keep))
+    bits = _bits(tensor)
+    if on_host(tensor) and torch.get_num_threads() <= FEW_THREADS:
+        np.multiply(bits.numpy(), keep.numpy(), out=bits.numpy())
+    else:
+        bits.mul_(keep)
     return tensor
 
 
@@ -25,7 +37,7 @@ def zeroed_outside(tensor: Tensor, keep: Tensor) -> Tensor:
     """A copy of `tensor` with 0 where `keep` (bool, the same shape) is False."""
     if not on_host(tensor) or not tensor.is_floating_point():
         return torch.where(keep, tensor, 0)
-    return (_bits(tensor) & _all_ones(keep)).view(tensor.dtype)
+    return (_bits(tensor) * keep).view(tensor.dtype)
 
 
 def norm_within(tensor: Tensor, keep: Tensor) -> Tensor:
@@ -40,11 +52,5 @@ def norm_within(tensor: Tensor, keep: Tensor) -> Tensor:
     return torch.tensor(math.sqrt(squares))
 
 
-# On the CPU four times as fast as `masked_fill`, which is not vectorised.
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.view(_BITS[tensor.element_size()])
-
-
-def _all_ones(keep: Tensor) -> Tensor:
-    """-1, all bits, where `keep` is True; widened by what it meets."""
-    return keep.view(torch.int8).neg()
+    return tensor.detach().view(_BITS[tensor.element_size()])
