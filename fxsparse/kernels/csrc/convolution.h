@@ -11,6 +11,7 @@
 
 #include "exact.h"
 #include "geometry.h"
+#include "plan.h"
 #include "product.h"
 
 namespace fxsparse {
@@ -86,6 +87,63 @@ inline void fill(T* row, int64_t from, int64_t to, const std::vector<Run>& runs,
   std::fill(row + (slot - from), row + (to - from), T(0));
 }
 
+// A copy of up to one vector between slots and pixels, or (offset -1) zeros for slots.
+struct Move {
+  int64_t slot, offset, count;
+};
+
+// What `fill` does, vector by vector, for pixels side by side. Slots are counted from `from`. A vector that ends in the
+// middle runs over, into what the moves after it write, unless that is beyond the row or, in memory, beyond `end`.
+template <typename T>
+inline std::vector<Move> filling(int64_t from, int64_t to, const std::vector<Run>& runs, int64_t end) {
+  std::vector<Move> moves;
+  const auto add = [&](int64_t slot, int64_t stop, int64_t offset) {
+    for (; slot < stop; slot += lanes<T>) {
+      const bool whole = slot + lanes<T> <= to - from && offset + lanes<T> <= end;
+      moves.push_back({slot, offset, whole ? lanes<T> : std::min(lanes<T>, stop - slot)});
+      if (offset >= 0) offset += lanes<T>;
+    }
+  };
+  int64_t slot = 0;
+  for (const Run& run : runs) {
+    add(slot, run.slot - from, -1);
+    slot = run.slot - from + run.length;
+    add(run.slot - from, slot, run.offset);
+  }
+  add(slot, to - from, -1);
+  return moves;
+}
+
+template <typename T>
+inline void fill(T* row, const std::vector<Move>& moves, const T* pixels) {
+  const Vec<T> zero(T(0));
+  for (const Move& move : moves) {
+    if (move.count == lanes<T>) {
+      (move.offset < 0 ? zero : Vec<T>::loadu(pixels + move.offset)).store(row + move.slot);
+    } else {
+      (move.offset < 0 ? zero : Vec<T>::loadu(pixels + move.offset, move.count)).store(row + move.slot, move.count);
+    }
+  }
+}
+
+// The moves that store `runs`, where pixels lie side by side: a vector runs over only into pixels of later runs.
+template <typename T>
+inline std::vector<Move> storing(int64_t from, const std::vector<Run>& runs) {
+  std::vector<Move> moves;
+  size_t joined = 0;  // the last run that follows without a gap
+  for (size_t i = 0; i < runs.size(); ++i) {
+    for (joined = std::max(joined, i); joined + 1 < runs.size(); ++joined)
+      if (runs[joined + 1].offset != runs[joined].offset + runs[joined].length) break;
+    const int64_t end = runs[joined].offset + runs[joined].length;
+    for (int64_t n = 0; n < runs[i].length; n += lanes<T>) {
+      const int64_t offset = runs[i].offset + n;
+      const bool whole = offset + lanes<T> <= end;
+      moves.push_back({runs[i].slot + n - from, offset, whole ? lanes<T> : std::min(lanes<T>, runs[i].length - n)});
+    }
+  }
+  return moves;
+}
+
 // An activation, and the parts of its channels that lie in rows of slots of their own.
 template <typename T>
 struct Activation {
@@ -95,6 +153,16 @@ struct Activation {
   int64_t channels;
 
   int64_t rows() const { return channels * static_cast<int64_t>(parts.size()); }
+  // From a channel's first pixel to behind the last one that a part has.
+  int64_t extent(const Geometry& g) const {
+    int64_t end = 0;
+    for (const Part& part : parts) {
+      if (part.rows <= 0 || part.columns <= 0) continue;
+      const int64_t row = (part.rows - 1) * part.row_step + part.row_phase;
+      end = std::max(end, row * strides.row + (part.columns - 1) * part.column_step + part.column_phase + 1);
+    }
+    return (g.images - 1) * strides.image + end;
+  }
 };
 
 // A panel's rows from the slots [from, to) of rows [begin, end) of an activation.
@@ -105,6 +173,12 @@ inline void pack(
   const int64_t parts = source.parts.size();
   for (int64_t part = 0; part < parts; ++part) {
     const auto runs = runs_between(g, source.strides, source.parts[part], from, to);
+    if (source.parts[part].column_step == 1) {
+      const auto moves = filling<T>(from, to, runs, source.extent(g));
+      for (int64_t channel = begin / parts; channel < end / parts; ++channel)
+        fill(panel.row((channel - begin / parts) * parts + part), moves, source.pixels + channel * source.strides.channel);
+      continue;
+    }
     for (int64_t channel = begin / parts; channel < end / parts; ++channel) {
       fill(panel.row((channel - begin / parts) * parts + part), from, to, runs,
            source.pixels + channel * source.strides.channel, source.parts[part].column_step);
@@ -140,27 +214,24 @@ inline void check_offsets(int64_t rows, int64_t pitch) {
       " rows of ", pitch, " numbers are kept at once, more than an int32 counts");
 }
 
-// Stores a row of sums, V vectors from slot `column` on, where it has pixels; with a residual, adds it and limits first.
-template <typename T, int V>
-inline void store(
-    T* sums, int64_t column, const std::vector<Run>& runs, const Finish<T>& finish, int64_t base, int64_t step,
-    T* pixels) {
-  if (finish.residual != nullptr) {
-    for (const Run& run : runs) {
-      const T* added = finish.residual + base + run.offset;
-      T* target = sums + (run.slot - column);
-      for (int64_t i = 0; i < run.length; ++i) target[i] += added[i * step];
-    }
-    if (finish.limited) {
-      const Vec<T> low(finish.low), high(finish.high);
-      for (int v = 0; v < V; ++v) {
-        const Vec<T> sum = Vec<T>::loadu(sums + v * lanes<T>);
-        at::vec::minimum(at::vec::maximum(sum, low), high).store(sums + v * lanes<T>);
-      }
+// Stores a row of sums, with what is added and the limits, where it has pixels.
+template <typename T>
+inline void store(const T* sums, const std::vector<Move>& moves, const Finish<T>& finish, int64_t base, T* pixels) {
+  const Vec<T> low(finish.low), high(finish.high);
+  const T* residual = finish.residual == nullptr ? nullptr : finish.residual + base;
+  T* const to = pixels + base;
+  for (const Move& move : moves) {
+    const bool whole = move.count == lanes<T>;
+    Vec<T> sum = Vec<T>::loadu(sums + move.slot);
+    if (residual != nullptr)
+      sum = sum + (whole ? Vec<T>::loadu(residual + move.offset) : Vec<T>::loadu(residual + move.offset, move.count));
+    if (finish.limited) sum = at::vec::minimum(at::vec::maximum(sum, low), high);
+    if (whole) {
+      sum.store(to + move.offset);
+    } else {
+      sum.store(to + move.offset, move.count);
     }
   }
-  for (const Run& run : runs)
-    copy_strided(sums + (run.slot - column), 1, pixels + base + run.offset, step, run.length);
 }
 
 // Where rows of slots are rows of pixels without gaps, they can be read where they are: if they begin with whole vectors,
@@ -173,15 +244,36 @@ inline bool reads_in_place(const Geometry& g, const Activation<const T>& source)
   return plain && g.columns() >= lanes<T> && pitch % lanes<T> == 0 && pitch * static_cast<int64_t>(sizeof(T)) % 2048 != 0;
 }
 
+// Tiles of the source's channels: the entries of a row that read one tile are multiplied before those of the next.
+struct Tiling {
+  int64_t tiles, channels;  // of the source, in a tile
+
+  // Tiles whose columns fit in the first-level cache, unless their stretches of rows are so short that carrying sums
+  // from one to the next costs more than loads from the second.
+  template <typename T, int R>
+  static Tiling of(const Geometry& g, int64_t channels, int64_t planes, int64_t rows, int64_t count) {
+    constexpr int64_t bytes = 32 * 1024, products = 96;
+    const int64_t vectors = std::min<int64_t>(widest<R>, (g.columns() + lanes<T> - 1) / lanes<T>);
+    const int64_t line = (vectors * lanes<T> + g.last() - g.first()) * static_cast<int64_t>(sizeof(T)) * planes;
+    const int64_t fit = std::max<int64_t>(bytes / std::max<int64_t>(line, 1), 1);
+    for (const int64_t most : {fit, fit * 3 / 2}) {
+      const int64_t tiles = (channels + most - 1) / most;
+      if (tiles > 1 && count * vectors * R >= products * R * tiles * rows) return {tiles, (channels + tiles - 1) / tiles};
+    }
+    return {1, channels};
+  }
+};
+
 // A product of compressed rows with an activation's rows of slots: what a forward pass and an input gradient share.
 // Row i gives the R channels i * R and on of the result (or, with several parts, part i % parts of a channel).
-// `write_offsets(offsets, pitch)` writes where each of `count` entries reads: line * pitch + shift, where the line is a
-// row of the activation, counted from the first of its group, and the shift is between 0 and `last - first` slots.
-template <typename T, int R, typename WriteOffsets>
+// `prepare(pitch, tiling)` gives where each of `count` entries reads: line * pitch + shift, where the line is a row of the
+// activation, counted from the first of its group, and the shift is between 0 and `last - first` slots; and, where there
+// are several tiles, where each row's entries of each tile end.
+template <typename T, int R, typename Prepare>
 void product(
     const Geometry& g, const Activation<const T>& source, const Activation<T>& result, const Finish<T>& finish,
-    const int32_t* starts, int64_t count, const WriteOffsets& write_offsets, const T* values,
-    int64_t first, int64_t last, int64_t groups) {
+    const int32_t* starts, int64_t count, const Prepare& prepare, const T* values, int64_t first, int64_t last,
+    int64_t groups) {
   const int64_t columns = g.columns(), threads = at::get_num_threads();
   const int64_t parts = result.parts.size();
   const int64_t rows = result.rows() / R, rows_per_group = rows / groups;
@@ -193,15 +285,20 @@ void product(
   const int64_t reach = last - first;
 
   const bool in_place = reads_in_place(g, source);
-  const auto offsets = std::make_unique_for_overwrite<int32_t[]>(count);
   const int64_t pitch = in_place ? source.strides.channel : Panel<T>(0, width + reach).pitch;
   check_offsets(source_rows, pitch);
-  write_offsets(offsets.get(), pitch);
+  Tiling tiling{1, source.channels};
+  if (groups == 1) tiling = Tiling::of<T, R>(g, source.channels, source.parts.size(), rows, count);
+  const int64_t tiles = tiling.tiles;
+  const std::shared_ptr<const Plan> plan = prepare(pitch, tiling);
+  const int32_t* const offsets = plan->offsets.data();
+  const int64_t chunk = tiles == 1 ? rows : std::max<int64_t>(128 / R, 1);  // rows whose sums stay close by
 
   at::parallel_for(0, panels * shares, 1, [&](int64_t begin, int64_t end) {
     const Panel<T> panel(in_place ? 0 : source_rows, width + reach);
-    const Panel<T> sums(R, widest<R> * lanes<T>);
+    const Panel<T> sums((tiles == 1 ? 1 : chunk) * R, (widest<R> + 1) * lanes<T>);
     std::vector<std::vector<Run>> runs(parts);
+    std::vector<std::vector<Move>> moves(parts);
     int64_t packed = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t from = task / shares * width, to = std::min(columns, from + width);
@@ -217,37 +314,66 @@ void product(
         for (int64_t part = 0; part < parts; ++part) {
           runs[part] = runs_between(
               g, result.strides, result.parts[part], column, std::min(columns, column + vectors * lanes<T>));
+          if (result.parts[part].column_step == 1) moves[part] = storing<T>(column, runs[part]);
         }
         with_width<widest<R>>(vectors, [&](auto wide) {
           constexpr int V = decltype(wide)::value;
-          for (int64_t row = row_begin; row < row_end; ++row) {
-            const auto& here = runs[row % parts];
-            if (here.empty()) continue;
-            const int64_t first_line = row / rows_per_group * (source_rows / groups);
-            const T* x = in_place ? source.pixels + first_line * pitch + column : panel.row(first_line) + (column - from);
-            const int64_t start = starts[row], channel = row / parts * R, step = result.parts[row % parts].column_step;
+          const auto reads = [&](int64_t row) {
+            const int64_t first_line = groups == 1 ? 0 : row / rows_per_group * (source_rows / groups);
+            return in_place ? source.pixels + first_line * pitch + column : panel.row(first_line) + (column - from);
+          };
+          const Start numbers = finish.bias == nullptr ? Start::zero : Start::numbers;
+          // A row's last entries [start, stop), or all of them; `own` has its sums so far, or room for them.
+          const auto finish_row = [&](int64_t row, int64_t start, int64_t stop, T* own) {
+            const int64_t part = parts == 1 ? 0 : row % parts, channel = (parts == 1 ? row : row / parts) * R;
+            const auto& here = runs[part];
+            if (here.empty()) return;
+            const int64_t step = result.parts[part].column_step, base = result.strides.channel * channel;
+            const bool direct = here[0].length == V * lanes<T> && step == 1;
             Ending<T> ending;
-            if (finish.bias != nullptr) ending.initial = finish.bias + channel;
-            const int64_t base = result.strides.channel * channel;
-            const auto times = [&](T* y, int64_t y_pitch) {
-              multiply<T, R, V>(
-                  x, offsets.get() + start, values + start * R, starts[row + 1] - start, ending, y, y_pitch);
-            };
-            if (here[0].length == V * lanes<T> && step == 1) {
+            if (direct) {
               if (finish.residual != nullptr) ending.added = finish.residual + base + here[0].offset;
               ending.limited = finish.limited;
               ending.low = finish.low;
               ending.high = finish.high;
-              times(result.pixels + base + here[0].offset, result.strides.channel);
-              continue;
             }
-            ending.limited = finish.limited && finish.residual == nullptr;
-            ending.low = finish.low;
-            ending.high = finish.high;
-            times(sums.row(0), sums.pitch);
+            multiply<T, R, V>(
+                reads(row), offsets + start, values + start * R, stop - start, tiles > 1 ? Start::sums : numbers,
+                tiles > 1 ? own : finish.bias + channel, sums.pitch, ending,
+                direct ? result.pixels + base + here[0].offset : own, direct ? result.strides.channel : sums.pitch);
+            if (direct) return;
             for (int r = 0; r < R; ++r) {
-              store<T, V>(
-                  sums.row(r), column, here, finish, base + r * result.strides.channel, step, result.pixels);
+              const T* const from_sums = own + r * sums.pitch;
+              const int64_t to_pixels = base + r * result.strides.channel;
+              if (step == 1) {
+                store(from_sums, moves[part], finish, to_pixels, result.pixels);
+                continue;
+              }
+              for (const Run& run : here)
+                copy_strided(from_sums + (run.slot - column), 1, result.pixels + to_pixels + run.offset, step, run.length);
+            }
+          };
+          if (tiles == 1) {
+            for (int64_t row = row_begin; row < row_end; ++row)
+              finish_row(row, starts[row], starts[row + 1], sums.row(0));
+            return;
+          }
+          for (int64_t chunk_begin = row_begin; chunk_begin < row_end; chunk_begin += chunk) {
+            const int64_t chunk_end = std::min(chunk_begin + chunk, row_end);
+            for (int64_t tile = 0; tile < tiles; ++tile) {
+              T* own = sums.row(0);
+              const T* const x = reads(chunk_begin);  // there is one group
+              for (int64_t row = chunk_begin; row < chunk_end; ++row, own += R * sums.pitch) {
+                const int32_t* ends = plan->ends.data() + row * tiles + tile;
+                const int64_t start = tile == 0 ? starts[row] : ends[-1];
+                if (tile == tiles - 1) {
+                  finish_row(row, start, *ends, own);
+                  continue;
+                }
+                multiply<T, R, V>(
+                    x, offsets + start, values + start * R, *ends - start, tile == 0 ? numbers : Start::sums,
+                    tile == 0 ? finish.bias + row * R : own, sums.pitch, Ending<T>(), own, sums.pitch);
+              }
             }
           }
         });
@@ -277,22 +403,41 @@ inline std::vector<Part> input_parts(const Geometry& g) {
   return parts;
 }
 
-// y = convolution of x, finished.
+// y = convolution of x, finished. With `pattern`, the tensor of the weight's columns, the plan is remembered.
 template <typename T, int R>
 void forward(
     const Geometry& g, const T* x, const Strides& x_strides, const Rows& weight, int64_t count, const T* values,
-    const Finish<T>& finish, T* y, const Strides& y_strides) {
+    const Finish<T>& finish, T* y, const Strides& y_strides, const at::Tensor* pattern) {
   const Activation<const T> source{x, x_strides, input_parts(g), g.in_channels};
   const Activation<T> result{y, y_strides, {output_part(g)}, g.out_channels};
-  const auto write_offsets = [&](int32_t* offsets, int64_t pitch) {
+  const auto prepare = [&](int64_t pitch, const Tiling& tiling) {
+    auto plan = std::make_shared<Plan>();
+    plan->offsets.resize(count);
     if (g.taps() == 1) {
       const auto step = static_cast<int32_t>(pitch);  // one plane, and no shift
-      for (int64_t p = 0; p < count; ++p) offsets[p] = weight.columns[p] * step;
-      return;
+      for (int64_t p = 0; p < count; ++p) plan->offsets[p] = weight.columns[p] * step;
+    } else {
+      gather_offsets(reading_offsets(g, pitch), weight.columns, count, plan->offsets.data());
     }
-    gather_offsets(reading_offsets(g, pitch), weight.columns, count, offsets);
+    if (tiling.tiles == 1) return plan;
+    plan->ends.resize(g.out_channels / R * tiling.tiles);
+    for (int64_t i = 0; i < static_cast<int64_t>(plan->ends.size()); ++i) {
+      const int64_t row = i / tiling.tiles, stop = (i % tiling.tiles + 1) * tiling.channels * g.taps();
+      const int32_t* from = weight.columns + (i % tiling.tiles == 0 ? weight.starts[row] : plan->ends[i - 1]);
+      plan->ends[i] =
+          static_cast<int32_t>(std::lower_bound(from, weight.columns + weight.starts[row + 1], stop) - weight.columns);
+    }
+    return plan;
   };
-  product<T, R>(g, source, result, finish, weight.starts, count, write_offsets, values, g.first(), g.last(), g.groups);
+  const auto remembered = [&](int64_t pitch, const Tiling& tiling) -> std::shared_ptr<const Plan> {
+    if (pattern == nullptr) return prepare(pitch, tiling);
+    const Plans::Key key{pitch, tiling.channels, g.taps(), g.wide.slots, g.high.kernel, g.high.stride, g.wide.stride,
+                         g.high.padding * (int64_t{1} << 32) + g.wide.padding, g.high.dilation * (int64_t{1} << 32) + g.wide.dilation, R};
+    auto plan = Plans::all().find(*pattern, key);
+    if (plan == nullptr) Plans::all().put(*pattern, key, plan = prepare(pitch, tiling));
+    return plan;
+  };
+  product<T, R>(g, source, result, finish, weight.starts, count, remembered, values, g.first(), g.last(), g.groups);
 }
 
 // y = the weight times one vector, finished.
@@ -321,31 +466,45 @@ void input_gradient(
   const int64_t taps = g.taps(), planes = g.planes.size();
   const int64_t rows = g.in_channels * planes;
   const int64_t outputs_per_group = g.out_channels / g.groups;
-  std::vector<int32_t> starts(rows + 1), lines(count * R), shifts(count * R);
+  std::vector<int32_t> starts(rows + 1);
   std::vector<T> turned(count * R);
-  int64_t next = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    starts[row] = static_cast<int32_t>(next);
-    const int64_t channel = row / planes, first_line = channel / g.in_per_group() * outputs_per_group;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      if (g.plane_of[tap] != row % planes) continue;
-      const int64_t column = channel * taps + tap;
-      for (int64_t p = weight.starts[column]; p < weight.starts[column + 1]; ++p) {
-        for (int r = 0; r < R; ++r, ++next) {
-          lines[next] = static_cast<int32_t>(weight.rows[p] * R + r - first_line);
-          shifts[next] = static_cast<int32_t>(-g.shift_of[tap]);
-          turned[next] = values[static_cast<int64_t>(weight.places[p]) * R + r];
+  // The rows of the turned weight: (input channel, plane), with an entry for each output channel.
+  const auto prepare = [&](int64_t pitch, const Tiling& tiling) {
+    auto plan = std::make_shared<Plan>();
+    plan->offsets.resize(count * R);
+    if (tiling.tiles > 1) plan->ends.resize(rows * tiling.tiles);
+    std::vector<int32_t> at(taps);
+    int64_t next = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t channel = row / planes, first_line = channel / g.in_per_group() * outputs_per_group;
+      const int32_t* begin = weight.starts + channel * taps;
+      std::copy(begin, begin + taps, at.begin());
+      for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
+        const bool last = tile == tiling.tiles - 1;
+        const int64_t stop_line = (tile + 1) * tiling.channels;
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          if (g.plane_of[tap] != row % planes) continue;
+          const auto shift = static_cast<int32_t>(g.last() - g.shift_of[tap]);
+          int64_t p = at[tap];
+          for (; p < begin[tap + 1]; ++p) {
+            const int64_t line = weight.rows[p] * R - first_line;
+            if (!last && line >= stop_line) break;
+            for (int r = 0; r < R; ++r, ++next) {
+              plan->offsets[next] = static_cast<int32_t>((line + r) * pitch) + shift;
+              turned[next] = values[static_cast<int64_t>(weight.places[p]) * R + r];
+            }
+          }
+          at[tap] = static_cast<int32_t>(p);
         }
+        if (tiling.tiles > 1) plan->ends[row * tiling.tiles + tile] = static_cast<int32_t>(next);
       }
+      starts[row + 1] = static_cast<int32_t>(next);
     }
-  }
-  starts[rows] = static_cast<int32_t>(next);
+    return plan;
+  };
   const Activation<const T> source{dy, dy_strides, {output_part(g)}, g.out_channels};
   const Activation<T> result{dx, dx_strides, input_parts(g), g.in_channels};
-  const auto write_offsets = [&](int32_t* offsets, int64_t pitch) {
-    for (int64_t p = 0; p < next; ++p) offsets[p] = static_cast<int32_t>(lines[p] * pitch + shifts[p] + g.last());
-  };
-  product<T, 1>(g, source, result, Finish<T>(), starts.data(), next, write_offsets, turned.data(), -g.last(),
+  product<T, 1>(g, source, result, Finish<T>(), starts.data(), count * R, prepare, turned.data(), -g.last(),
                 -g.first(), g.groups);
 }
 

@@ -13,7 +13,7 @@
 #define FXSPARSE_INSTANCE(EXTERN, T, R)                                                                               \
   EXTERN template void forward<T, R>(                                                                                 \
       const Geometry&, const T*, const Strides&, const Rows&, int64_t, const T*, const Finish<T>&, T*,                \
-      const Strides&);                                                                                                \
+      const Strides&, const at::Tensor*);                                                                                                \
   EXTERN template void forward_vector<T, R>(const T*, const Rows&, int64_t, const T*, const Finish<T>&, T*);          \
   EXTERN template void input_gradient<T, R>(                                                                          \
       const Geometry&, const T*, const Strides&, const Columns&, int64_t, const T*, T*, const Strides&);              \

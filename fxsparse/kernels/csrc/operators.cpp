@@ -59,10 +59,12 @@ Columns columns_of(at::TensorList pattern) {
           pattern[4].const_data_ptr<int32_t>()};
 }
 
-Tensor sparse_conv2d_fused(
+// `remember`: whether the pattern is one that stays, as for inference.
+Tensor convolution(
     const Tensor& x_, const Tensor& values_, at::TensorList pattern, const std::optional<Tensor>& bias_,
     const std::optional<Tensor>& residual_, IntArrayRef weight, IntArrayRef stride, IntArrayRef padding,
-    IntArrayRef dilation, int64_t groups, int64_t block, std::optional<double> low, std::optional<double> high) {
+    IntArrayRef dilation, int64_t groups, int64_t block, std::optional<double> low, std::optional<double> high,
+    bool remember) {
   const Settings settings{weight, stride, padding, dilation, groups, block};
   settings.check();
   check_activation("the input", x_, settings.in_channels());
@@ -97,16 +99,25 @@ Tensor sparse_conv2d_fused(
       constexpr int R = decltype(r)::value;
       forward<scalar_t, R>(
           g, x.const_data_ptr<scalar_t>(), strides_of(x), rows_of(pattern), pattern[1].numel(),
-          values.const_data_ptr<scalar_t>(), finish, target.mutable_data_ptr<scalar_t>(), strides_of(target));
+          values.const_data_ptr<scalar_t>(), finish, target.mutable_data_ptr<scalar_t>(), strides_of(target),
+          remember ? &pattern[1] : nullptr);
     });
   });
   return y;
 }
 
+Tensor sparse_conv2d_fused(
+    const Tensor& x, const Tensor& values, at::TensorList pattern, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& residual, IntArrayRef weight, IntArrayRef stride, IntArrayRef padding,
+    IntArrayRef dilation, int64_t groups, int64_t block, std::optional<double> low, std::optional<double> high) {
+  return convolution(
+      x, values, pattern, bias, residual, weight, stride, padding, dilation, groups, block, low, high, true);
+}
+
 Tensor sparse_conv2d(
     const Tensor& x, const Tensor& values, at::TensorList pattern, const std::optional<Tensor>& bias, IntArrayRef weight,
     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, int64_t block) {
-  return sparse_conv2d_fused(x, values, pattern, bias, {}, weight, stride, padding, dilation, groups, block, {}, {});
+  return convolution(x, values, pattern, bias, {}, weight, stride, padding, dilation, groups, block, {}, {}, false);
 }
 
 // x (..., inputs) -> (..., outputs). A single vector is not laid out anew; several are pixels of one image.
