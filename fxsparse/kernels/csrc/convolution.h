@@ -3,12 +3,14 @@
 
 #include <ATen/Parallel.h>
 
+#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
 
+#include "checks.h"
 #include "exact.h"
 #include "geometry.h"
 #include "plan.h"
@@ -247,29 +249,41 @@ inline bool reads_in_place(const Geometry& g, const Activation<const T>& source)
 // Tiles of the source's channels: the entries of a row that read one tile are multiplied before those of the next.
 struct Tiling {
   int64_t tiles, channels;  // of the source, in a tile
+  bool narrow;              // whether 16 bits hold where an entry reads in its tile
 
-  // Tiles whose columns fit in the first-level cache, unless their stretches of rows are so short that carrying sums
-  // from one to the next costs more than loads from the second.
+  // Tiles whose columns fit in the first-level cache, or else whose offsets fit in 16 bits; unless the stretches of rows
+  // are so short that carrying sums from one to the next costs more.
   template <typename T, int R>
-  static Tiling of(const Geometry& g, int64_t channels, int64_t planes, int64_t rows, int64_t count) {
+  static Tiling of(const Geometry& g, int64_t channels, int64_t planes, int64_t pitch, int64_t rows, int64_t count) {
     constexpr int64_t bytes = 32 * 1024, products = 96;
     const int64_t vectors = std::min<int64_t>(widest<R>, (g.columns() + lanes<T> - 1) / lanes<T>);
     const int64_t line = (vectors * lanes<T> + g.last() - g.first()) * static_cast<int64_t>(sizeof(T)) * planes;
-    const int64_t fit = std::max<int64_t>(bytes / std::max<int64_t>(line, 1), 1);
-    for (const int64_t most : {fit, fit * 3 / 2}) {
-      const int64_t tiles = (channels + most - 1) / most;
-      if (tiles > 1 && count * vectors * R >= products * R * tiles * rows) return {tiles, (channels + tiles - 1) / tiles};
+    const int64_t fit = bytes / std::max<int64_t>(line, 1), reach = (int64_t{1} << 16) / (pitch * planes);
+    for (const int64_t most : {fit, fit * 3 / 2, reach}) {
+      const int64_t tiles = most < 8 ? channels : (channels + most - 1) / most;
+      if (tiles != 1 && count * vectors < products * tiles * rows) continue;
+      const int64_t each = std::min(((channels + tiles - 1) / tiles + 7) / 8 * 8, channels);  // no block is cut
+      return {(channels + each - 1) / each, each, each <= reach};
     }
-    return {1, channels};
+    return {1, channels, false};
   }
 };
+
+// Has memory brought to the second-level cache: stretches of rows that are read tile by tile are not foreseen by the
+// processor, and weights do not stay in its caches from one image to the next.
+template <typename T>
+inline void ask_for(const T* begin, const T* end) {
+  for (const T* at = begin; at < end; at += 64 / sizeof(T)) __builtin_prefetch(at, 0, 2);
+}
 
 // A product of compressed rows with an activation's rows of slots: what a forward pass and an input gradient share.
 // Row i gives the R channels i * R and on of the result (or, with several parts, part i % parts of a channel).
 // `prepare(pitch, tiling)` gives where each of `count` entries reads: line * pitch + shift, where the line is a row of the
-// activation, counted from the first of its group, and the shift is between 0 and `last - first` slots; and, where there
-// are several tiles, where each row's entries of each tile end.
-template <typename T, int R, typename Prepare>
+// activation, counted from the first of its group or tile, and the shift is between 0 and `last - first` slots; and, where
+// there are several tiles, where each row's entries of each tile end.
+using Prepare = std::function<std::shared_ptr<const Plan>(int64_t pitch, const Tiling& tiling)>;
+
+template <typename T, int R>
 void product(
     const Geometry& g, const Activation<const T>& source, const Activation<T>& result, const Finish<T>& finish,
     const int32_t* starts, int64_t count, const Prepare& prepare, const T* values, int64_t first, int64_t last,
@@ -287,14 +301,13 @@ void product(
   const bool in_place = reads_in_place(g, source);
   const int64_t pitch = in_place ? source.strides.channel : Panel<T>(0, width + reach).pitch;
   check_offsets(source_rows, pitch);
-  Tiling tiling{1, source.channels};
-  if (groups == 1) tiling = Tiling::of<T, R>(g, source.channels, source.parts.size(), rows, count);
-  const int64_t tiles = tiling.tiles;
+  Tiling tiling{1, source.channels, false};
+  if (groups == 1) tiling = Tiling::of<T, R>(g, source.channels, source.parts.size(), pitch, rows, count);
+  const int64_t tiles = tiling.tiles, tile_lines = tiling.channels * static_cast<int64_t>(source.parts.size());
   const std::shared_ptr<const Plan> plan = prepare(pitch, tiling);
-  const int32_t* const offsets = plan->offsets.data();
   const int64_t chunk = tiles == 1 ? rows : std::max<int64_t>(128 / R, 1);  // rows whose sums stay close by
 
-  at::parallel_for(0, panels * shares, 1, [&](int64_t begin, int64_t end) {
+  const auto run = [&](const auto* offsets, int64_t begin, int64_t end) {
     const Panel<T> panel(in_place ? 0 : source_rows, width + reach);
     const Panel<T> sums((tiles == 1 ? 1 : chunk) * R, (widest<R> + 1) * lanes<T>);
     std::vector<std::vector<Run>> runs(parts);
@@ -318,8 +331,8 @@ void product(
         }
         with_width<widest<R>>(vectors, [&](auto wide) {
           constexpr int V = decltype(wide)::value;
-          const auto reads = [&](int64_t row) {
-            const int64_t first_line = groups == 1 ? 0 : row / rows_per_group * (source_rows / groups);
+          const auto reads = [&](int64_t row, int64_t tile) {
+            const int64_t first_line = groups > 1 ? row / rows_per_group * (source_rows / groups) : tile * tile_lines;
             return in_place ? source.pixels + first_line * pitch + column : panel.row(first_line) + (column - from);
           };
           const Start numbers = finish.bias == nullptr ? Start::zero : Start::numbers;
@@ -338,7 +351,7 @@ void product(
               ending.high = finish.high;
             }
             multiply<T, R, V>(
-                reads(row), offsets + start, values + start * R, stop - start, tiles > 1 ? Start::sums : numbers,
+                reads(row, tiles - 1), offsets + start, values + start * R, stop - start, tiles > 1 ? Start::sums : numbers,
                 tiles > 1 ? own : finish.bias + channel, sums.pitch, ending,
                 direct ? result.pixels + base + here[0].offset : own, direct ? result.strides.channel : sums.pitch);
             if (direct) return;
@@ -362,13 +375,20 @@ void product(
             const int64_t chunk_end = std::min(chunk_begin + chunk, row_end);
             for (int64_t tile = 0; tile < tiles; ++tile) {
               T* own = sums.row(0);
-              const T* const x = reads(chunk_begin);  // there is one group
+              const T* const x = reads(chunk_begin, tile);
               for (int64_t row = chunk_begin; row < chunk_end; ++row, own += R * sums.pitch) {
                 const int32_t* ends = plan->ends.data() + row * tiles + tile;
                 const int64_t start = tile == 0 ? starts[row] : ends[-1];
                 if (tile == tiles - 1) {
                   finish_row(row, start, *ends, own);
                   continue;
+                }
+                ask_for(offsets + *ends, offsets + ends[1]);
+                ask_for(values + *ends * R, values + ends[1] * R);
+                if (tile == 0 && row + 4 < rows) {
+                  const int64_t ahead = starts[row + 4], behind = ends[4 * tiles];
+                  ask_for(offsets + ahead, offsets + behind);
+                  ask_for(values + ahead * R, values + behind * R);
                 }
                 multiply<T, R, V>(
                     x, offsets + start, values + start * R, *ends - start, tile == 0 ? numbers : Start::sums,
@@ -379,15 +399,19 @@ void product(
         });
       }
     }
+  };
+  at::parallel_for(0, panels * shares, 1, [&](int64_t begin, int64_t end) {
+    tiling.narrow ? run(plan->narrow.data(), begin, end) : run(plan->wide.data(), begin, end);
   });
 }
 
-// Where each position of a weight's flattened row reads in panels of input rows with a given pitch.
-inline std::vector<int32_t> reading_offsets(const Geometry& g, int64_t pitch) {
+// Where each position of a weight's flattened row reads in panels of input rows with a given pitch, in tiles of so many
+// channels.
+inline std::vector<int32_t> reading_offsets(const Geometry& g, int64_t pitch, int64_t channels) {
   const int64_t taps = g.taps(), planes = g.planes.size();
   std::vector<int32_t> offsets(g.row_length());
   for (int64_t k = 0; k < g.row_length(); ++k)
-    offsets[k] = static_cast<int32_t>((k / taps * planes + g.plane_of[k % taps]) * pitch + g.shift_of[k % taps] - g.first());
+    offsets[k] = static_cast<int32_t>((k / taps % channels * planes + g.plane_of[k % taps]) * pitch + g.shift_of[k % taps] - g.first());
   return offsets;
 }
 
@@ -411,13 +435,14 @@ void forward(
   const Activation<const T> source{x, x_strides, input_parts(g), g.in_channels};
   const Activation<T> result{y, y_strides, {output_part(g)}, g.out_channels};
   const auto prepare = [&](int64_t pitch, const Tiling& tiling) {
-    auto plan = std::make_shared<Plan>();
-    plan->offsets.resize(count);
-    if (g.taps() == 1) {
-      const auto step = static_cast<int32_t>(pitch);  // one plane, and no shift
-      for (int64_t p = 0; p < count; ++p) plan->offsets[p] = weight.columns[p] * step;
+    TORCH_CHECK_VALUE(all_within(weight.columns, count, 0, g.row_length()),
+                      "the pattern has columns outside of rows of ", g.row_length(), " positions");
+    auto plan = std::make_shared<Plan>(count, tiling.narrow);
+    const auto reading = reading_offsets(g, pitch, tiling.channels);
+    if (tiling.narrow) {
+      for (int64_t p = 0; p < count; ++p) plan->narrow[p] = static_cast<uint16_t>(reading[weight.columns[p]]);
     } else {
-      gather_offsets(reading_offsets(g, pitch), weight.columns, count, plan->offsets.data());
+      for (int64_t p = 0; p < count; ++p) plan->wide[p] = reading[weight.columns[p]];
     }
     if (tiling.tiles == 1) return plan;
     plan->ends.resize(g.out_channels / R * tiling.tiles);
@@ -429,9 +454,9 @@ void forward(
     }
     return plan;
   };
-  const auto remembered = [&](int64_t pitch, const Tiling& tiling) -> std::shared_ptr<const Plan> {
+  const Prepare remembered = [&](int64_t pitch, const Tiling& tiling) -> std::shared_ptr<const Plan> {
     if (pattern == nullptr) return prepare(pitch, tiling);
-    const Plans::Key key{pitch, tiling.channels, g.taps(), g.wide.slots, g.high.kernel, g.high.stride, g.wide.stride,
+    const Plans::Key key{pitch * 2 + tiling.narrow, tiling.channels, g.taps(), g.wide.slots, g.high.kernel, g.high.stride, g.wide.stride,
                          g.high.padding * (int64_t{1} << 32) + g.wide.padding, g.high.dilation * (int64_t{1} << 32) + g.wide.dilation, R};
     auto plan = Plans::all().find(*pattern, key);
     if (plan == nullptr) Plans::all().put(*pattern, key, plan = prepare(pitch, tiling));
@@ -469,28 +494,28 @@ void input_gradient(
   std::vector<int32_t> starts(rows + 1);
   std::vector<T> turned(count * R);
   // The rows of the turned weight: (input channel, plane), with an entry for each output channel.
-  const auto prepare = [&](int64_t pitch, const Tiling& tiling) {
-    auto plan = std::make_shared<Plan>();
-    plan->offsets.resize(count * R);
+  const auto prepare = [&](int64_t pitch, const Tiling& tiling) -> std::shared_ptr<const Plan> {
+    auto plan = std::make_shared<Plan>(count * R, tiling.narrow);
     if (tiling.tiles > 1) plan->ends.resize(rows * tiling.tiles);
     std::vector<int32_t> at(taps);
     int64_t next = 0;
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t channel = row / planes, first_line = channel / g.in_per_group() * outputs_per_group;
+      const int64_t channel = row / planes, first = channel / g.in_per_group() * outputs_per_group;
       const int32_t* begin = weight.starts + channel * taps;
       std::copy(begin, begin + taps, at.begin());
       for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
         const bool last = tile == tiling.tiles - 1;
-        const int64_t stop_line = (tile + 1) * tiling.channels;
+        const int64_t first_line = first + tile * tiling.channels;
         for (int64_t tap = 0; tap < taps; ++tap) {
           if (g.plane_of[tap] != row % planes) continue;
           const auto shift = static_cast<int32_t>(g.last() - g.shift_of[tap]);
           int64_t p = at[tap];
           for (; p < begin[tap + 1]; ++p) {
             const int64_t line = weight.rows[p] * R - first_line;
-            if (!last && line >= stop_line) break;
+            if (!last && line >= tiling.channels) break;
             for (int r = 0; r < R; ++r, ++next) {
-              plan->offsets[next] = static_cast<int32_t>((line + r) * pitch) + shift;
+              const auto offset = static_cast<int32_t>((line + r) * pitch) + shift;
+              tiling.narrow ? plan->narrow[next] = static_cast<uint16_t>(offset) : plan->wide[next] = offset;
               turned[next] = values[static_cast<int64_t>(weight.places[p]) * R + r];
             }
           }
@@ -529,7 +554,7 @@ void weight_gradient(
   const int64_t panels = (columns + width - 1) / width;
   const int64_t pitch = Panel<T>(0, width + reach).pitch;
   check_offsets(input.rows(), pitch);
-  const auto reading = reading_offsets(g, pitch);
+  const auto reading = reading_offsets(g, pitch, g.in_channels);
   const auto offsets = std::make_unique_for_overwrite<int32_t[]>(count);
   gather_offsets(reading, weight.columns, count, offsets.get());
   // Each thread sums over columns of its own; the sums are added in a fixed order.

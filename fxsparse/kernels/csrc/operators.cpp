@@ -68,7 +68,7 @@ Tensor convolution(
   const Settings settings{weight, stride, padding, dilation, groups, block};
   settings.check();
   check_activation("the input", x_, settings.in_channels());
-  check_pattern(settings, pattern, false);
+  check_pattern(settings, pattern, false, false);
   check_values(settings, x_, values_, pattern);
   check_bias(settings, bias_, x_);
   Tensor x = regular(x_);

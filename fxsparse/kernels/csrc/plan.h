@@ -15,9 +15,14 @@
 
 namespace fxsparse {
 
-// Where each entry of a pattern reads, and where tiles of channels end in each row: see `product`.
+// Where each entry of a pattern reads, counted from where its tile begins, in 16 bits if that is enough: the weights of a
+// network do not stay in any cache from one image to the next. And where tiles end in each row: see `product`.
 struct Plan {
-  std::vector<int32_t> offsets, ends;
+  std::vector<uint16_t> narrow;
+  std::vector<int32_t> wide;
+  std::vector<int32_t> ends;
+
+  Plan(int64_t count, bool is_narrow) : narrow(is_narrow ? count : 0), wide(is_narrow ? 0 : count) {}
 };
 
 // Plans by the tensor of a pattern's columns, which is known to be the same by its identity and its version.

@@ -39,9 +39,9 @@ enum class Start { zero, numbers, sums };
 // y[r * pitch + n] = sum over p of values[p * R + r] * x[offsets[p] + n], for R rows that share a pattern and for the
 // V vectors of columns n; `start` gives what the sums begin with. Each x is loaded once for R products. Where there are
 // few vectors, two entries are summed side by side, since a multiply-add waits for the one before it.
-template <typename T, int R, int V>
+template <typename T, int R, int V, typename Offset>
 inline void multiply(
-    const T* x, const int32_t* offsets, const T* values, int64_t count, Start begin, const T* start,
+    const T* x, const Offset* offsets, const T* values, int64_t count, Start begin, const T* start,
     int64_t start_pitch, const Ending<T>& ending, T* y, int64_t pitch) {
   constexpr int S = R * V <= 4 ? 2 : 1;
   Vec<T> sums[S][R][V];
