@@ -256,6 +256,7 @@ struct Tiling {
   template <typename T, int R>
   static Tiling of(const Geometry& g, int64_t channels, int64_t planes, int64_t pitch, int64_t rows, int64_t count) {
     constexpr int64_t bytes = 32 * 1024, products = 96;
+    if (count == 0 || planes == 0) return {1, channels, false};
     const int64_t vectors = std::min<int64_t>(widest<R>, (g.columns() + lanes<T> - 1) / lanes<T>);
     const int64_t line = (vectors * lanes<T> + g.last() - g.first()) * static_cast<int64_t>(sizeof(T)) * planes;
     const int64_t fit = bytes / std::max<int64_t>(line, 1), reach = (int64_t{1} << 16) / (pitch * planes);
