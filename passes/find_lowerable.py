@@ -73,7 +73,7 @@ def find_lowerable(
 
 
 def find_whole(captured: Captured) -> dict[str, list[SparseCall]]:
-    """Convolutions of the eval graph all of whose weights are active, by the weight's name: a kernel may do."""
+    """By the weight's name, convolutions of the eval graph whose weights are all active: kernels may run them."""
     found: dict[str, list[SparseCall]] = {}
     for node in captured.graphs["eval"].nodes:
         weight = operand(node, 1, "weight") if node.target in (torch.conv1d, torch.conv2d) else None

@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 
 #include "convolution.h"
+#include "panels.h"
 
 namespace fxsparse {
 
@@ -60,7 +61,7 @@ void depthwise(
           with_width<widest<1>>(vectors, [&](auto wide) {
             multiply<T, 1, decltype(wide)::value>(
                 panel.row(0) + (column - from), offsets.data() + start, values + start, stop - start,
-                finish.bias == nullptr ? Start::zero : Start::numbers, finish.bias + channel, 0, Ending<T>(),
+                finish.bias == nullptr ? Start::zero : Start::numbers, finish.bias_of(channel), 0, Ending<T>(),
                 sums.row(0), 0);
           });
           store(sums.row(0), stores[i], finish, channel * y_strides.channel, y);

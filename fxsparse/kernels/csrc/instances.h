@@ -1,8 +1,8 @@
-// The functions of convolution.h for the types and block sizes that there are. Each type is compiled in a file of its
+// The functions of convolution.h and weight_gradient.h for the types and block sizes that there are. Each type is compiled in a file of its
 // own, at the same time as the others.
 #pragma once
 
-#include "convolution.h"
+#include "weight_gradient.h"
 
 #define FXSPARSE_INSTANCES(EXTERN, T) \
   FXSPARSE_INSTANCE(EXTERN, T, 1)     \
