@@ -105,7 +105,7 @@ def pool_on_kernels(root: nn.Module, graph: fx.Graph) -> int:
 
 
 def _windows(root: nn.Module, node: fx.Node) -> tuple[Any, Any, Any] | None:
-    """Kernel, stride and padding of a maximum over windows, two numbers each; None where the kernel does not know it."""
+    """Kernel, stride and padding of a maximum over windows, two numbers each; None where no kernel knows it."""
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
     if node.op == "call_module":
         module: Any = attribute(root, str(node.target))
