@@ -6,6 +6,7 @@ such an activation; on a view that says where its channels lie, they do not.
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,10 @@ from fxsparse.kernels.layout import (
     rows_as_channels,
 )
 from fxsparse.kernels.normalisation import norm_activation
+from fxsparse.kernels.pooling import max_pool2d, plane_mean
 
-_SPARSE = (lowered_conv, fused_conv, norm_activation)
+_SPARSE = (lowered_conv, fused_conv, norm_activation, max_pool2d, plane_mean)
+_DTYPES = (torch.float32, torch.float64)
 _PLANEWISE = frozenset("avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d".split())
 _ELEMENTWISE = frozenset(
     "relu relu6 relu_ relu6_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid silu silu_ gelu elu selu sigmoid tanh "
@@ -73,21 +76,70 @@ def find_outermost(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def pool_maxima(root: nn.Module, graph: fx.Graph) -> int:
-    """Has every maximum over windows of images taken with the channels of a pixel side by side, in place.
+def pool_on_kernels(root: nn.Module, graph: fx.Graph) -> int:
+    """Has pooling done by the kernels, in place, where they know how; for inference.
 
-    For inference: torch takes them many times faster there on the CPU, copies included.
+    Maxima that they do not know are taken with the channels of a pixel side by side: torch is many times faster there,
+    copies included.
 
     Returns:
         Number of pooling operations.
     """
     count = 0
     for node in list(graph.nodes):
-        spec = record_of(node).spec
-        if _is_max_pool(root, node) and isinstance(spec, TensorSpec) and len(spec.shape) == 4:
-            _on_view(node, pixels_outermost, channels_contiguous)
-            count += 1
+        spec = record_of(operand(node, 0, "input")).spec if isinstance(operand(node, 0, "input"), fx.Node) else None
+        if not isinstance(spec, TensorSpec) or len(spec.shape) != 4 or spec.dtype not in _DTYPES:
+            continue
+        if _is_max_pool(root, node):
+            windows = _windows(root, node)
+            if windows is None:
+                _on_view(node, pixels_outermost, channels_contiguous)
+            else:
+                _replace(node, max_pool2d, *windows)
+        elif _is_mean(root, node):
+            _replace(node, plane_mean)
+        else:
+            continue
+        count += 1
     return count
+
+
+def _windows(root: nn.Module, node: fx.Node) -> tuple[Any, Any, Any] | None:
+    """Kernel, stride and padding of a maximum over windows, two numbers each; None where no kernel knows it."""
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    if node.op == "call_module":
+        module: Any = attribute(root, str(node.target))
+        given = [getattr(module, name) for name in names]
+    else:
+        given = [operand(node, 1 + index, name) for index, name in enumerate(names)]
+    kernel, stride, padding, dilation, *flags = given
+    pairs = [_pair_of(part) for part in (kernel, stride or kernel, padding or 0, 1 if dilation is None else dilation)]
+    if any(flags) or None in pairs or pairs[3] != (1, 1):
+        return None
+    return pairs[0], pairs[1], pairs[2]
+
+
+def _is_mean(root: nn.Module, node: fx.Node) -> bool:
+    if not _is(root, node, frozenset(["adaptive_avg_pool2d"]), (nn.AdaptiveAvgPool2d,)):
+        return False
+    size = (
+        attribute(root, str(node.target)).output_size if node.op == "call_module" else operand(node, 1, "output_size")
+    )
+    return _pair_of(size) == (1, 1)
+
+
+def _pair_of(value: Any) -> tuple[int, int] | None:
+    given = (value, value) if isinstance(value, int) else value
+    whole = isinstance(given, (tuple, list)) and all(type(part) is int for part in given)
+    return (given[0], given[-1]) if whole and len(given) in (1, 2) else None
+
+
+def _replace(node: fx.Node, function: Callable, *args: Any) -> None:
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(function, (operand(node, 0, "input"), *args))
+    update_record(new, spec=record_of(node).spec, module=record_of(node).module)
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
 
 
 def choose_layout(root: nn.Module, graph: fx.Graph) -> int:

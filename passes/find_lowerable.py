@@ -73,17 +73,33 @@ def find_lowerable(
 
 
 def find_whole(captured: Captured) -> dict[str, list[SparseCall]]:
-    """Convolutions of the eval graph whose weight has no mask, by the weight's name: a kernel may run them as well."""
+    """By the weight's name, convolutions of the eval graph whose weights are all active: kernels may run them."""
     found: dict[str, list[SparseCall]] = {}
     for node in captured.graphs["eval"].nodes:
         weight = operand(node, 1, "weight") if node.target in (torch.conv1d, torch.conv2d) else None
-        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        source = _unmasked(captured, weight) if isinstance(weight, fx.Node) else None
+        if source is None:
             continue
-        tensor = attribute(captured.model, str(weight.target))
-        call = call_of("eval", node, weight, tuple(tensor.shape))
+        tensor = attribute(captured.model, str(source.target))
+        call = call_of("eval", node, weight, tuple(tensor.shape))  # type: ignore[arg-type]
         if isinstance(call, SparseCall) and tensor.dtype in _DTYPES and tensor.device.type == "cpu":
-            found.setdefault(str(weight.target), []).append(call)
+            found.setdefault(str(source.target), []).append(call)
     return found
+
+
+def _unmasked(captured: Captured, weight: fx.Node) -> fx.Node | None:
+    """The weight itself, if it has no mask or one that leaves out nothing."""
+    if weight.target is apply_mask:
+        source, mask, _ = weight.args
+        whole = isinstance(mask, fx.Node) and bool(attribute(captured.model, str(mask.target)).all())
+        return source if whole and isinstance(source, fx.Node) and source.op == "get_attr" else None
+    return weight if weight.op == "get_attr" else None
+
+
+def whole_block(call: SparseCall) -> int:
+    """Output channels that share a pattern where all weights of a call are active."""
+    per_group = call.weight[0] // max(call.groups, 1)
+    return next(block for block in (4, 2, 1) if per_group % block == 0)
 
 
 def names_in_units(captured: Captured) -> set[str]:

@@ -17,7 +17,7 @@ from fxsparse.kernels import SparsePattern
 from fxsparse.kernels.calls import fused_conv, fused_linear, lowered_conv, lowered_linear
 
 from .chains import addition_after, has_hooks, may_move, only_user, replace_chain
-from .find_lowerable import SparseCall
+from .find_lowerable import SparseCall, whole_block
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _LIMITS: dict[str, tuple[float | None, float | None]] = {
@@ -102,11 +102,14 @@ def _lowered_layer(root: nn.Module, node: fx.Node) -> _Layer:
 
 def _whole_layer(root: nn.Module, node: fx.Node, call: SparseCall) -> _Layer:
     weight, bias = _tensor(root, operand(node, 1, "weight")), operand(node, 2, "bias")
-    pattern = SparsePattern.of(torch.ones(weight.shape, dtype=torch.bool), call.groups)
+    block = whole_block(call)
+    pattern = SparsePattern.of(torch.ones(weight.shape, dtype=torch.bool), call.groups, block)
     settings = (call.stride, call.padding, call.dilation, call.groups)
     added = None if bias is None else _tensor(root, bias)
-    values = weight.reshape(-1)
-    return _Layer(operand(node, 0, "input"), values, pattern.starts, pattern.columns, added, call.weight, settings, 1)
+    values = pattern.gather(weight)
+    return _Layer(
+        operand(node, 0, "input"), values, pattern.starts, pattern.columns, added, call.weight, settings, block
+    )
 
 
 def _tensor(root: nn.Module, node: Any) -> Tensor:

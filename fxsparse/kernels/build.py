@@ -118,7 +118,7 @@ def compile_kernels(compiler: list[str], folder: Path, library: Path, flags: tup
     Raises:
         BuildError: with the compiler's first error.
     """
-    say("building the sparse kernels, about half a minute, once")
+    say("building the sparse kernels, about a minute, once")
     cpp_extension = _cpp_extension()
     # as system folders, torch's headers give no warnings
     includes = [part for path in cpp_extension.include_paths("cpu") for part in ("-isystem", path)]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..kernels import SparsePattern, sparse_conv2d, sparse_conv2d_fused, sparse_linear, sparse_linear_fused
 from ..kernels.build import cache_folder
+from ..kernels.layout import channels_contiguous
 from ..passes.find_lowerable import SparseCall
 
 _REPEATS = 3
@@ -43,10 +44,13 @@ class CostModel:
             self._file = (folder or cache_folder()) / "layer-times.json"
         self._known: dict[str, list[float]] = _read(self._file)
 
-    def estimate(self, call: SparseCall, density: float, block: int, dtype: torch.dtype, train: bool) -> Estimate:
+    def estimate(
+        self, call: SparseCall, density: float, block: int, dtype: torch.dtype, train: bool, between: bool = False
+    ) -> Estimate:
         """Seconds of `call` with a weight of that density: forward, and with `train` both backward passes.
 
-        Dense is the faster of torch's two memory formats.
+        Dense is the faster of torch's two memory formats; or, `between` layers that run on sparse kernels, what it is
+        on their layout and back in it.
         """
         step = density_step(density)
         kind = {
@@ -55,10 +59,11 @@ class CostModel:
             "block": block,
             "dtype": str(dtype),
             "train": train,
+            "between": between,
         }
         part = _part_of(call)
         share = part.weight[0] / call.weight[0]
-        times = self.remembered(kind, lambda: _measure(part, nearest_density(step), block, dtype, train))
+        times = self.remembered(kind, lambda: _measure(part, nearest_density(step), block, dtype, train, between))
         return Estimate(*(seconds / share for seconds in times))
 
     def remembered(self, kind: dict[str, Any], measure: Callable[[], list[float]]) -> list[float]:
@@ -114,7 +119,9 @@ def _part_of(call: SparseCall) -> SparseCall:
     return replace(call, weight=(kept, *call.weight[1:]))
 
 
-def _measure(call: SparseCall, density: float, block: int, dtype: torch.dtype, train: bool) -> list[float]:
+def _measure(
+    call: SparseCall, density: float, block: int, dtype: torch.dtype, train: bool, between: bool
+) -> list[float]:
     generator = torch.Generator().manual_seed(0)
     shape = call.weight[:2] if call.linear else call.weight
     rows = torch.rand(shape[0] // block, math.prod(shape[1:]), generator=generator) < min(density, 1.0)
@@ -130,6 +137,9 @@ def _measure(call: SparseCall, density: float, block: int, dtype: torch.dtype, t
     dense = [_dense_call(call, weight, layout) for layout in formats]
     inputs = [x if call.linear else x.transpose(0, 1).contiguous().transpose(0, 1)]
     inputs += [x.contiguous(memory_format=layout) for layout in formats]
+    if between and not call.linear:
+        own = _dense_call(call, weight, torch.contiguous_format)
+        dense, inputs = [lambda x, w: channels_contiguous(own(x, w))], [inputs[0]] * 2
     weights = [values, *([weight] * len(dense))]
     times = best_seconds([_step(f, x, w, train) for f, x, w in zip([sparse, *dense], inputs, weights, strict=True)])
     return [times[0], min(times[1:])]

@@ -13,7 +13,7 @@ from ..core.granularity import Blocks, Granularity
 from ..core.graphs import attribute, copy_graph
 from ..core.records import Captured, WeightSite
 from ..passes.annotate_shapes import annotate_shapes
-from ..passes.find_lowerable import SparseCall, find_lowerable, find_whole
+from ..passes.find_lowerable import SparseCall, find_lowerable, find_whole, whole_block
 from ..passes.open_leaves import open_leaves
 from .cost_model import CostModel
 
@@ -115,7 +115,7 @@ def decide(
 def decide_whole(
     captured: Captured, layers: str | Sequence[str], cost_model: CostModel | None = None
 ) -> tuple[list[Decision], list[SparseCall]]:
-    """For inference: which convolutions without a mask, such as depthwise ones, a sparse kernel runs faster."""
+    """For inference: which dense convolutions, such as the first and depthwise ones, a kernel runs faster."""
     if layers != "auto":
         return [], []
     model = cost_model or CostModel()
@@ -123,7 +123,7 @@ def decide_whole(
     chosen: list[SparseCall] = []
     for name, calls in find_whole(captured).items():
         dtype = attribute(captured.model, name).dtype
-        estimates = [model.estimate(call, 1.0, 1, dtype, False) for call in calls]
+        estimates = [model.estimate(call, 1.0, whole_block(call), dtype, False, between=True) for call in calls]
         sparse, dense = sum(e.sparse for e in estimates), sum(e.dense for e in estimates)
         faster = sparse < dense
         chosen += calls if faster else []

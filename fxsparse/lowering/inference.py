@@ -12,7 +12,7 @@ from ..captured_module import CapturedModule
 from ..core.errors import InputError
 from ..core.graphs import attribute
 from ..core.records import Captured
-from ..passes.choose_layout import choose_layout, pool_maxima
+from ..passes.choose_layout import choose_layout, pool_on_kernels
 from ..passes.fuse_lowered import fuse_lowered
 from ..passes.lower_recurrent import SparseRecurrence, lower_recurrent
 from ..passes.remove_masks import remove_masks
@@ -64,12 +64,13 @@ def lower_for_inference(
         recurrences: GRU calls to lower as well.
     """
     more, whole = decide_whole(lowered, layers)
-    decisions = [*decisions, *more]
+    again = {decision.name for decision in more}
+    decisions = [*(decision for decision in decisions if decision.name not in again), *more]
     graph, own = lower_recurrent(lowered.model, lowered.graphs["eval"], recurrences)
     graph, tensors = fuse_lowered(lowered.model, remove_masks(graph), whole)
     tensors |= own
+    pool_on_kernels(lowered.model, graph)
     choose_layout(lowered.model, graph)
-    pool_maxima(lowered.model, graph)
     return module_of(lowered, graph, tensors, decisions)
 
 

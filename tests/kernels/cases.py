@@ -89,6 +89,24 @@ def random_case(seed):
     return Case(x, randn(*shape) * mask, mask, bias, stride, padding, dilation, groups, block)
 
 
+def wide_case(seed):
+    """So many channels and weights that the kernels go through them in tiles; of all sorts of tiles."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    block, kernel = rng.choice([1, 1, 1, 2, 4, 8]), rng.choice([[1, 1], [3, 3], [3, 3], [1, 5]])
+    channels, outputs = rng.choice([72, 100, 264, 1030]), rng.choice([8, 136, 264])
+    if kernel != [1, 1]:
+        channels = min(channels, 264)
+    size = [rng.choice([7, 14, 16, 33]) for _ in range(2)]
+    stride, padding = [rng.choice([1, 1, 2])] * 2, [kernel[0] // 2, kernel[1] // 2]
+    shape = (outputs, channels, *kernel)
+    kept = torch.rand(outputs // block, 1, *shape[1:], generator=generator) < rng.choice([0.05, 0.2, 0.5])
+    mask = kept.expand(-1, block, -1, -1, -1).reshape(shape)
+    x = torch.randn(rng.choice([1, 1, 2]), channels, *size, generator=generator)
+    dense = torch.randn(shape, generator=generator) * mask / (channels * kernel[0] * kernel[1]) ** 0.5
+    bias = torch.randn(outputs, generator=generator)
+    return Case(x, dense, mask, bias, stride, padding, [1, 1], 1, block)
+
+
 def relative_error(actual, expected):
     """Greatest difference over greatest magnitude."""
     if expected.numel() == 0:
@@ -103,10 +121,16 @@ def main(count, library, target):
     if library != "-":
         torch.ops.load_library(library)
         loading._in_use = "given"
-    results = [random_case(seed).computed(torch.ops.fxsparse) for seed in range(int(count))]
-    for seed, found in enumerate(results):
-        for actual, expected in zip(found, random_case(seed).expected(), strict=True):
-            assert relative_error(actual, expected) < 1e-5, seed
+    cases = [random_case(seed) for seed in range(int(count))] + [wide_case(seed) for seed in range(int(count) // 10)]
+    results = [case.computed(torch.ops.fxsparse) for case in cases]
+    for index, (case, found) in enumerate(zip(cases, results, strict=True)):
+        for actual, expected in zip(found, case.expected(), strict=True):
+            assert relative_error(actual, expected) < 1e-5, index
+    for case in cases[::7]:
+        size = case.x.shape[2:]
+        if min(size) >= 3:
+            torch.ops.fxsparse.max_pool2d(case.x, [3, 2], [2, 1], [1, 0])
+        torch.ops.fxsparse.plane_mean(case.x)
     torch.save((kernels_in_use(), results), target)
 
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Case, random_case, relative_error
+from cases import Case, random_case, relative_error, wide_case
 
-from fxsparse.kernels import SparsePattern, sparse_conv2d, sparse_linear, sparse_linear_fused
+from fxsparse.kernels import SparsePattern, pooling, sparse_conv2d, sparse_linear, sparse_linear_fused
 
 
 def assert_agrees(case, ops):
@@ -45,6 +45,57 @@ def test_a_product_by_hand(ops):
 def test_random_convolutions(ops, part):
     for seed in range(50 * part, 50 * part + 50):
         assert_agrees(random_case(seed), ops)
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_many_channels(ops, part):
+    for seed in range(12 * part, 12 * part + 12):
+        assert_agrees(wide_case(seed), ops)
+
+
+def test_depthwise_strips(ops):
+    """Images of more slots than a strip has, two outputs a channel, a stride."""
+    for stride in ((1, 1), (2, 2)):
+        x = torch.randn(2, 5, 61, 47)
+        assert_agrees(some_case(x, outputs=10, groups=5, stride=stride, density=0.8), ops)
+
+
+def test_a_pattern_that_is_changed_in_place_is_not_remembered(ops):
+    case = some_case(torch.randn(1, 96, 14, 14), outputs=16, density=0.5)
+    pattern = [part.clone() for part in case.pattern.tensors]
+
+    def fused():
+        return ops.sparse_conv2d_fused(case.x, case.values, pattern, None, None, *case.settings, None, None)
+
+    before = fused()
+    assert torch.equal(fused(), before)
+    moved = (torch.arange(pattern[1].numel()) % 2).int()
+    pattern[1][:] = case.pattern.columns + torch.where(case.pattern.columns % 9 == 0, moved, 0).int()
+    now = torch.zeros(16, 96 * 9)
+    rows = torch.repeat_interleave(torch.arange(16), pattern[0].diff().long())
+    now.index_put_((rows, pattern[1].long()), case.values, accumulate=True)
+    assert relative_error(fused(), F.conv2d(case.x, now.view(16, 96, 3, 3), None, padding=1)) < 1e-5
+    pattern[1][3] = 96 * 9
+    if ops is torch.ops.fxsparse:
+        with pytest.raises(ValueError, match="columns outside"):
+            fused()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_pooling(compiled, dtype):
+    max_pool2d = torch.ops.fxsparse.max_pool2d if compiled else pooling._max_pool2d
+    plane_mean = torch.ops.fxsparse.plane_mean if compiled else pooling._plane_mean
+    for size in ((1, 3, 40, 37), (2, 4, 7, 9), (0, 3, 5, 5)):
+        x = torch.randn(size, dtype=dtype)
+        if x.numel():
+            x[0, 0, 2, 3], x[-1, -1, 1, 1] = torch.nan, torch.inf
+        for kernel, stride, padding in itertools.product(((3, 3), (2, 5)), ((1, 1), (2, 2), (3, 1)), ((0, 0), (1, 1))):
+            expected = F.max_pool2d(x, kernel, stride, padding)
+            assert torch.equal(max_pool2d(x, kernel, stride, padding).nan_to_num(9e9), expected.nan_to_num(9e9))
+        mean = plane_mean(x.nan_to_num(1.0, 2.0))
+        assert mean.shape == (*size[:2], 1, 1)
+        torch.testing.assert_close(mean, x.nan_to_num(1.0, 2.0).mean((2, 3), keepdim=True))
 
 
 @pytest.mark.parametrize("block", [1, 2, 4, 8])

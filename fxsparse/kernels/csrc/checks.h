@@ -90,7 +90,9 @@ inline void check_starts(const char* name, const Tensor& starts, int64_t rows, i
 
 // Patterns come as plain tensors, from files as well, so each call looks through the one it reads: a fraction of the
 // time of the products. Whether rows and columns list the same positions is for `SparsePattern` to say.
-inline void check_pattern(const Settings& s, at::TensorList pattern, bool by_columns) {
+//
+// `columns` is false where what reads them looks through them.
+inline void check_pattern(const Settings& s, at::TensorList pattern, bool by_columns, bool columns = true) {
   TORCH_CHECK_VALUE(
       pattern.size() == 5 || (pattern.size() == 2 && !by_columns), "a pattern is five tensors, got ", pattern.size());
   for (const Tensor& part : pattern) {
@@ -107,7 +109,7 @@ inline void check_pattern(const Settings& s, at::TensorList pattern, bool by_col
   if (!by_columns) {
     check_starts("block rows", pattern[0], rows, count);
     TORCH_CHECK_VALUE(
-        all_within(pattern[1].const_data_ptr<int32_t>(), count, 0, length), "the pattern has columns outside of rows of ",
+        !columns || all_within(pattern[1].const_data_ptr<int32_t>(), count, 0, length), "the pattern has columns outside of rows of ",
         length, " positions");
     return;
   }

@@ -7,8 +7,10 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "depthwise.h"
 #include "instances.h"
 #include "normalisation.h"
+#include "pooling.h"
 #include "recurrent.h"
 
 namespace fxsparse {
@@ -59,14 +61,16 @@ Columns columns_of(at::TensorList pattern) {
           pattern[4].const_data_ptr<int32_t>()};
 }
 
-Tensor sparse_conv2d_fused(
+// `remember`: whether the pattern is one that stays, as for inference.
+Tensor convolution(
     const Tensor& x_, const Tensor& values_, at::TensorList pattern, const std::optional<Tensor>& bias_,
     const std::optional<Tensor>& residual_, IntArrayRef weight, IntArrayRef stride, IntArrayRef padding,
-    IntArrayRef dilation, int64_t groups, int64_t block, std::optional<double> low, std::optional<double> high) {
+    IntArrayRef dilation, int64_t groups, int64_t block, std::optional<double> low, std::optional<double> high,
+    bool remember) {
   const Settings settings{weight, stride, padding, dilation, groups, block};
   settings.check();
   check_activation("the input", x_, settings.in_channels());
-  check_pattern(settings, pattern, false);
+  check_pattern(settings, pattern, false, false);
   check_values(settings, x_, values_, pattern);
   check_bias(settings, bias_, x_);
   Tensor x = regular(x_);
@@ -93,20 +97,34 @@ Tensor sparse_conv2d_fused(
     finish.limited = low.has_value() || high.has_value();
     finish.low = low.value_or(-std::numeric_limits<double>::infinity());
     finish.high = high.value_or(std::numeric_limits<double>::infinity());
+    if (is_depthwise(g) && block == 1) {
+      return depthwise<scalar_t>(
+          g, x.const_data_ptr<scalar_t>(), strides_of(x), rows_of(pattern), pattern[1].numel(),
+          values.const_data_ptr<scalar_t>(), finish, target.mutable_data_ptr<scalar_t>(), strides_of(target));
+    }
     with_block(block, [&](auto r) {
       constexpr int R = decltype(r)::value;
       forward<scalar_t, R>(
           g, x.const_data_ptr<scalar_t>(), strides_of(x), rows_of(pattern), pattern[1].numel(),
-          values.const_data_ptr<scalar_t>(), finish, target.mutable_data_ptr<scalar_t>(), strides_of(target));
+          values.const_data_ptr<scalar_t>(), finish, target.mutable_data_ptr<scalar_t>(), strides_of(target),
+          remember ? &pattern[1] : nullptr);
     });
   });
   return y;
 }
 
+Tensor sparse_conv2d_fused(
+    const Tensor& x, const Tensor& values, at::TensorList pattern, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& residual, IntArrayRef weight, IntArrayRef stride, IntArrayRef padding,
+    IntArrayRef dilation, int64_t groups, int64_t block, std::optional<double> low, std::optional<double> high) {
+  return convolution(
+      x, values, pattern, bias, residual, weight, stride, padding, dilation, groups, block, low, high, true);
+}
+
 Tensor sparse_conv2d(
     const Tensor& x, const Tensor& values, at::TensorList pattern, const std::optional<Tensor>& bias, IntArrayRef weight,
     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups, int64_t block) {
-  return sparse_conv2d_fused(x, values, pattern, bias, {}, weight, stride, padding, dilation, groups, block, {}, {});
+  return convolution(x, values, pattern, bias, {}, weight, stride, padding, dilation, groups, block, {}, {}, false);
 }
 
 // x (..., inputs) -> (..., outputs). A single vector is not laid out anew; several are pixels of one image.
@@ -290,6 +308,52 @@ std::tuple<Tensor, Tensor> sparse_gru(
   return {states, last};
 }
 
+Tensor max_pool2d(const Tensor& x_, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding) {
+  check_activation("the input", x_, x_.dim() == 4 ? x_.size(1) : 0);
+  TORCH_CHECK_VALUE(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, "expected two numbers each");
+  const Tensor x = regular(x_);
+  int64_t size[2];
+  for (int i = 0; i < 2; ++i) {
+    TORCH_CHECK_VALUE(kernel[i] > 0 && stride[i] > 0 && padding[i] >= 0 && 2 * padding[i] <= kernel[i] &&
+                          x.size(2 + i) > 0 && x.size(2 + i) + 2 * padding[i] >= kernel[i],
+                      "windows of ", kernel, " by ", stride, " with padding ", padding, " over ", x.sizes());
+    size[i] = (x.size(2 + i) + 2 * padding[i] - kernel[i]) / stride[i] + 1;
+  }
+  const Tensor y = channel_major(x, {x.size(0), x.size(1), size[0], size[1]}, false);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "max_pool2d", [&] {
+    const MaxPool<scalar_t> pool{
+        x.size(2), x.size(3), size[0], size[1], {kernel[0], kernel[1]}, {stride[0], stride[1]}, {padding[0], padding[1]}};
+    const Strides from = strides_of(x), to = strides_of(y);
+    const auto* pixels = x.const_data_ptr<scalar_t>();
+    auto* result = y.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, x.size(0) * x.size(1), 1, [&](int64_t begin, int64_t end) {
+      std::vector<scalar_t> rows(2 * pool.row_length());
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t channel = i / x.size(0), image = i % x.size(0);
+        pool.plane(pixels + channel * from.channel + image * from.image,
+                   result + channel * to.channel + image * to.image, rows.data());
+      }
+    });
+  });
+  return y;
+}
+
+Tensor plane_mean(const Tensor& x_) {
+  check_activation("the input", x_, x_.dim() == 4 ? x_.size(1) : 0);
+  const Tensor x = regular(x_), y = channel_major(x, {x.size(0), x.size(1), 1, 1}, false);
+  const int64_t images = x.size(0), count = x.size(2) * x.size(3);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "plane_mean", [&] {
+    const Strides from = strides_of(x);
+    const auto* pixels = x.const_data_ptr<scalar_t>();
+    auto* means = y.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, images * x.size(1), 64, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        means[i] = mean_of(pixels + i / images * from.channel + i % images * from.image, count);
+    });
+  });
+  return y;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fxsparse, CPU, m) {
@@ -297,6 +361,8 @@ TORCH_LIBRARY_IMPL(fxsparse, CPU, m) {
   m.impl("sparse_conv2d_fused", &sparse_conv2d_fused);
   m.impl("sparse_linear_fused", &sparse_linear_fused);
   m.impl("sparse_gru", &sparse_gru);
+  m.impl("max_pool2d", &max_pool2d);
+  m.impl("plane_mean", &plane_mean);
   m.impl("norm_activation", &norm_activation);
   m.impl("norm_activation_backward", &norm_activation_backward);
   m.impl("sparse_conv2d_input_gradient", &sparse_conv2d_input_gradient);

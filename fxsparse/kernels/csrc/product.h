@@ -25,31 +25,41 @@ constexpr int widest = R == 1 ? 8 : R == 2 ? 8 : R == 4 ? 4 : 2;
 constexpr int widest = R == 1 ? 8 : R == 2 ? 4 : R == 4 ? 2 : 1;
 #endif
 
-// What is done with whole vectors of sums before they are stored: a number for each row that they start from, what is
-// added, with the pitch of y, and bounds.
+// What is done with whole vectors of sums before they are stored: what is added, with the pitch of y, and bounds.
 template <typename T>
 struct Ending {
-  const T* initial = nullptr;
   const T* added = nullptr;
   bool limited = false;
   T low = 0, high = 0;
 };
 
+// What sums begin with: nothing, a number for each row, or the sums that are in y already.
+enum class Start { zero, numbers, sums };
+
 // y[r * pitch + n] = sum over p of values[p * R + r] * x[offsets[p] + n], for R rows that share a pattern and for the
-// V vectors of columns n. Each x is loaded once for R products. Where there are few vectors, two entries are summed side
-// by side, since a multiply-add waits for the one before it.
-template <typename T, int R, int V>
+// V vectors of columns n; `start` gives what the sums begin with. Each x is loaded once for R products. Where there are
+// few vectors, two entries are summed side by side, since a multiply-add waits for the one before it.
+template <typename T, int R, int V, typename Offset>
 inline void multiply(
-    const T* x, const int32_t* offsets, const T* values, int64_t count, const Ending<T>& ending, T* y, int64_t pitch) {
+    const T* x, const Offset* offsets, const T* values, int64_t count, Start begin, const T* start,
+    int64_t start_pitch, const Ending<T>& ending, T* y, int64_t pitch) {
   constexpr int S = R * V <= 4 ? 2 : 1;
   Vec<T> sums[S][R][V];
   // Every loop over the sums is unrolled: one that is not would keep them in memory.
-#pragma GCC unroll 2
-  for (int s = 0; s < S; ++s)
+  const auto each = [&](const auto& body) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[s][r][v] = Vec<T>(s == 0 && ending.initial != nullptr ? ending.initial[r] : T(0));
+      for (int v = 0; v < V; ++v) body(r, v);
+  };
+  if (begin == Start::sums) {
+    each([&](int r, int v) { sums[0][r][v] = Vec<T>::loadu(start + r * start_pitch + v * lanes<T>); });
+  } else if (begin == Start::numbers) {
+    each([&](int r, int v) { sums[0][r][v] = Vec<T>(start[r]); });
+  } else {
+    each([&](int r, int v) { sums[0][r][v] = Vec<T>(T(0)); });
+  }
+  if constexpr (S == 2) each([&](int r, int v) { sums[1][r][v] = Vec<T>(T(0)); });
   const auto add = [&](int s, int64_t p) {
     const T* from = x + offsets[p];
 #pragma GCC unroll 8
@@ -65,18 +75,15 @@ inline void multiply(
 #pragma GCC unroll 2
     for (int s = 0; s < S; ++s) add(s, p + s);
   for (; p < count; ++p) add(0, p);
-  const Vec<T> low(ending.low), high(ending.high);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      Vec<T> sum = sums[0][r][v];
-      if constexpr (S == 2) sum = sum + sums[1][r][v];
-      if (ending.added != nullptr) sum = sum + Vec<T>::loadu(ending.added + r * pitch + v * lanes<T>);
-      if (ending.limited) sum = at::vec::minimum(at::vec::maximum(sum, low), high);
-      sum.store(y + r * pitch + v * lanes<T>);
-    }
+  if constexpr (S == 2) each([&](int r, int v) { sums[0][r][v] = sums[0][r][v] + sums[1][r][v]; });
+  if (ending.added != nullptr) {
+    each([&](int r, int v) { sums[0][r][v] = sums[0][r][v] + Vec<T>::loadu(ending.added + r * pitch + v * lanes<T>); });
   }
+  if (ending.limited) {
+    const Vec<T> low(ending.low), high(ending.high);
+    each([&](int r, int v) { sums[0][r][v] = at::vec::minimum(at::vec::maximum(sums[0][r][v], low), high); });
+  }
+  each([&](int r, int v) { sums[0][r][v].store(y + r * pitch + v * lanes<T>); });
 }
 
 // dots[j * R + r] += sum over n of y[r * pitch + n] * x[offsets[j] + n], for J rows of x at once; n runs to `length`, a
