@@ -102,6 +102,11 @@ class LoweredSite(MaskedSite):
         return self.pattern.scatter(self.parameter.detach())
 
     @property
+    def stored_mask(self) -> Tensor:
+        """Nothing stores it."""
+        return self.mask
+
+    @property
     def mask(self) -> Tensor:
         """The mask, made now."""
         return self.pattern.mask()
@@ -109,6 +114,9 @@ class LoweredSite(MaskedSite):
     @property
     def active(self) -> int:
         return self.parameter.numel()
+
+    def count(self) -> int:
+        return self.active
 
     def gradient(self) -> Tensor | None:
         """The gradient of the active weights, of the dense shape with zeros; None where there was none."""
