@@ -321,6 +321,6 @@ def test_real_processes(tmp_path):
     assert {r["label"]: r["failed"] for r in group["records"]} == {
         "dense eager": None,
         "fxsparse eager": None,
-        **dict.fromkeys(options[-4:], "left out by --without"),
+        **dict.fromkeys(options[-4:], goals_file.ABSENT),
     }
     assert "fxsparse eager" in page(Results(tmp_path / "page.json", "cpu").sections)
