@@ -148,6 +148,12 @@ def test_a_contender_that_fails_is_named_and_the_rest_goes_on(fake, tmp_path, mo
     assert reached["the same, compiled"] == "missed: its masks did not change in 100 steps"
 
 
+def test_what_was_left_out_is_not_run(fake, tmp_path):
+    code, (group,) = fake(tmp_path / "r.json", TIMES, "--rows", "resnet50", "--without", "fxsparse compiled")
+    reached = {line[0]: line[2] for line in goals({"cpu": {"groups": [group]}})}
+    assert code == 0 and reached["the same, compiled"] == "not run"
+
+
 def test_ctrl_c_keeps_finished_rows_and_resume_goes_on(fake, tmp_path):
     times = {**TIMES, "sparsimony": KeyboardInterrupt()}
     code, groups = fake(tmp_path / "r.json", times, "--rows", "sparsify", "resnet50")
@@ -315,6 +321,6 @@ def test_real_processes(tmp_path):
     assert {r["label"]: r["failed"] for r in group["records"]} == {
         "dense eager": None,
         "fxsparse eager": None,
-        **dict.fromkeys(options[-4:], "left out by --without"),
+        **dict.fromkeys(options[-4:], goals_file.ABSENT),
     }
     assert "fxsparse eager" in page(Results(tmp_path / "page.json", "cpu").sections)

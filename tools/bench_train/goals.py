@@ -8,6 +8,9 @@ INTERVAL = 100
 
 SPARSITY = 0.9
 
+ABSENT = "not wanted (--without)"
+"""Why a contender is left out that the command was told to leave out."""
+
 STEPS = {"cpu": 100, "cuda": 1000}
 """Steps after which the sparsity is looked at, where --steps does not say."""
 

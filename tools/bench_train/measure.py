@@ -11,6 +11,8 @@ from typing import Any
 from bench_parts import peers
 from bench_parts.peers import Left, python_of
 
+from .goals import ABSENT
+
 LARGEST_DIFFERENCE = {"fp32": 1e-3, "bf16": 2e-2}
 """Relative, of the first loss: compiled beside eager."""
 
@@ -87,7 +89,7 @@ def measure(case: dict[str, Any], entrants: Sequence[Entrant], settings: Setting
             start = time.perf_counter()
             try:
                 if entrant.label in settings.without or entrant.trainer in settings.without:
-                    raise Left("left out by --without")
+                    raise Left(ABSENT)
                 worker = stack.enter_context(Worker(python_of(entrant.trainer, settings.install), settings.threads))
                 answer = worker.load(entrant.trainer, {**case, "compile": entrant.compile})
                 record["first_loss"] = answer["first_loss"]

@@ -9,7 +9,7 @@ from typing import Any
 from bench_parts.files import write_whole
 from bench_parts.machine import describe
 
-from .goals import GOALS, INTERVAL, SPARSIFY, WORKS, Goal
+from .goals import ABSENT, GOALS, INTERVAL, SPARSIFY, WORKS, Goal
 
 Group = dict[str, Any]
 Record = dict[str, Any]
@@ -161,6 +161,8 @@ def _reached(goal: Goal, device: str, groups: list[Group]) -> str:
         for record in group["records"] if group["row"] == goal.row and group["case"] == case else ():
             if record["label"] == goal.contender:
                 found = figures(record, group["records"])
+                if record["failed"] == ABSENT:
+                    return "not run"
                 if goal.figure not in found:
                     return f"missed: {record['failed'] or 'nothing to compare with'}"
                 bound, unit = _number(goal.bounds[device])
