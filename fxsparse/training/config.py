@@ -132,6 +132,7 @@ class TrainConfig:
     lower: bool = option(
         False, "train on active weights alone: sparse kernels where they are faster (CPU)", changeable=True
     )
+    pack_masks: bool = option(False, "store masks as bits, an eighth of the memory", changeable=True)
     sparsity: float | None = option(
         None, "share of the weights that is removed, where flops is not given", within="[0, 1)"
     )
@@ -312,6 +313,8 @@ class TrainConfig:
         check_goal(granularity, sparsity=self.sparsity, flops=self.flops, distribution=self.distribution)
         if self.compact and granularity.kind != "channel":
             raise ConfigError("compact is for granularity channel; single weights cannot be cut out")
+        if self.pack_masks and granularity.kind == "channel":
+            raise ConfigError("pack_masks is for single weights, blocks and N:M; leave it out with channels")
         if self.lower:
             if granularity.kind == "channel":
                 raise ConfigError("lower is for single weights and blocks; channels are cut out: compact")

@@ -30,6 +30,7 @@ GOAL_OPTIONS = ("sparsity", "flops", "distribution", "include", "exclude", "dens
 SPARSIFY_OPTIONS = (
     "method",
     "granularity",
+    "pack_masks",
     "sparsity",
     "flops",
     "distribution",

@@ -87,10 +87,7 @@ def channels_last_weights(sparse):
     return {name: weight for name, weight in weights.items() if weight.dim() == 4 and weight.shape[2] > 1}
 
 
-CONTIGUOUS = pytest.mark.xfail(strict=True, reason="masks of a model in channels_last are contiguous")
-
-
-@pytest.mark.parametrize("when", [pytest.param("before", marks=CONTIGUOUS), "after"])
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_masks_lie_in_memory_as_their_weights_do(when):
     """channels_last of the model that is sparsified, or of the sparse module."""
     x = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)

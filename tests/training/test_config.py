@@ -173,3 +173,8 @@ def test_a_new_method_needs_no_change_here(monkeypatch):
 def test_every_option_says_what_it_is():
     for option in config_options().values():
         assert option.help
+
+
+def test_masks_are_not_packed_with_channels():
+    with pytest.raises(ConfigError, match="pack_masks is for single weights"):
+        TrainConfig(method="rigl-struct", granularity="channel", pack_masks=True)
