@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from .captured_module import CapturedModule
 from .channels import CompactModule, compact
 from .channels.analysis import captured_for_channels
-from .channels.channel_plan import channels_in, elements_left
+from .channels.channel_plan import channels_in
 from .core.channel_sites import ChannelPlan, ChannelSite, alive_in, clear_carriers
 from .core.errors import RuntimeStateError
 from .core.granularity import SINGLE_WEIGHTS, Granularity, UnitLayout, check_masks, groups_of, layouts_of
 from .core.group_layout import GroupLayout
 from .core.known_zeros import note_zeros
 from .core.mask_storage import bool_masks
-from .core.masking import floor_count, in_format_of, initial_mask, seeded_generator
+from .core.masking import in_format_of, initial_mask, seeded_generator
 from .core.packed_masks import pack_mask, unpack_mask
 from .core.records import Captured, Uncovered, WeightSite
-from .core.sharded_tensors import count_true, refuse_sharded
+from .core.sharded_tensors import refuse_sharded
 from .flops import FlopReport, count_module, planned_cost
 from .kernels import update_steps
 from .lowering import LowerableModule
+from .mask_counts import MaskCounts
 from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
 from .passes.lower_weights import RUN
@@ -40,7 +41,7 @@ from .runtime.semantics import Semantics
 from .runtime.sharded_site import holds_shards, shard_masks
 
 
-class SparseModule(LowerableModule):
+class SparseModule(MaskCounts, LowerableModule):
     """A masked `torch.fx.GraphModule` that trains in the user's own loop. Made by `fxsparse.sparsify`.
 
     Attributes:
@@ -146,61 +147,9 @@ class SparseModule(LowerableModule):
         return unpack_mask(self.get_buffer(site.mask_name), torch.Size(site.shape))
 
     @property
-    def active_counts(self) -> dict[str, int]:
-        """Weight name -> number of active weights."""
-        first = self.method.initial_sparsity
-        return {
-            name: self._elements(name, self._kept_units(name, first(self.target_sparsities[name])))
-            if mask.is_meta
-            else count_true(mask)
-            for name, mask in self.masks.items()
-        }
-
-    @property
     def is_lowered(self) -> bool:
         """Whether `lower(train=True)` is in force, even if it left every weight dense."""
         return self._storage is not None
-
-    @property
-    def target_counts(self) -> dict[str, int]:
-        """Weight name -> number of active weights that the allocation gives it; the masks need not be there yet."""
-        return {name: self._elements(name, kept) for name, kept in self.target_units.items()}
-
-    @property
-    def target_units(self) -> dict[str, int]:
-        """Weight name -> number of active units (weights, or blocks of them) that the allocation gives it."""
-        return {site.name: self._kept_units(site.name, self.target_sparsities[site.name]) for site in self.sites}
-
-    @property
-    def unit_counts(self) -> dict[str, int]:
-        """Weight name -> number of its units: of its elements, or of blocks of them."""
-        layouts = self.unit_layouts
-        return {site.name: layouts[site.name].units if layouts else site.numel for site in self.sites}
-
-    def _kept_units(self, name: str, sparsity: float) -> int:
-        units = self.unit_counts[name]
-        return units - floor_count(sparsity, units)
-
-    def _elements(self, name: str, units: int) -> int:
-        """How many elements of a weight so many units have; on average, where they differ in size."""
-        return self.unit_layouts[name].elements(units) if self.unit_layouts else units
-
-    @property
-    def target_parameters(self) -> int:
-        """Number of parameters with the allocation's active weights: those, and all that has no mask."""
-        masked_out = sum(site.numel for site in self.sites) - sum(self.target_counts.values())
-        return sum(parameter.numel() for parameter in self.parameters()) - masked_out
-
-    @property
-    def densities(self) -> dict[str, float]:
-        """Weight name -> fraction of its elements that are active now."""
-        counts = self.active_counts
-        return {site.name: counts[site.name] / site.numel for site in self.sites}
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the elements of all sites that are masked out now."""
-        return 1.0 - sum(self.active_counts.values()) / sum(site.numel for site in self.sites)
 
     @property
     def channel_sites(self) -> tuple[ChannelSite, ...]:
@@ -266,24 +215,6 @@ class SparseModule(LowerableModule):
     def schedule(self, total_steps: int) -> Schedule:
         """When and how much this module's masks change in a run of `total_steps` optimizer steps."""
         return self.method.schedule(UpdateSchedule.for_run(total_steps, **self.schedule_options), total_steps)
-
-    def planned_counts(self, total_steps: int) -> list[tuple[int, dict[str, int]]]:
-        """From which step of a run on each weight will have how many active elements, as far as it can be known."""
-        if self.channels is not None:
-            planned = self.method.planned_counts(
-                {site.name: site.size for site in self.channels.sites},
-                self.channels.targets,
-                self.schedule(total_steps),
-                total_steps,
-            )
-            return elements_left(self.channels, {site.name: site.shape for site in self.sites}, planned)
-        if self.method.initial_sparsity(0.5) == 0.5:
-            sizes, targets = {site.name: site.numel for site in self.sites}, self.active_counts
-            return self.method.planned_counts(sizes, targets, self.schedule(total_steps), total_steps)
-        planned = self.method.planned_counts(
-            self.unit_counts, self.target_units, self.schedule(total_steps), total_steps
-        )
-        return [(step, {name: self._elements(name, kept) for name, kept in counts.items()}) for step, counts in planned]
 
     def attach(
         self,

@@ -13,13 +13,11 @@ does not count.
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..core.errors import RuntimeStateError
 from ..core.zeroing import norm_within
 from .channel_state import ChannelState
 from .choose_patterns import Chosen, Gradient, choose_patterns
@@ -33,6 +31,7 @@ from .masked_channels import MaskedChannels
 from .masked_site import MaskedModule, MaskedSite
 from .methods import Method, Moment, Need
 from .optimizer_check import check_optimizer, refuse_closure
+from .run_settings import check_saved, run_settings
 from .schedule import Schedule
 from .semantics import Semantics
 from .sharded_site import check_still_whole, holds_shards, shard_masks
@@ -201,15 +200,7 @@ class Rewirer:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """What a saved state has to agree with."""
-        return {
-            "method": self.method.name,
-            "method_options": self.method.options(),
-            "schedule": asdict(self.schedule),  # type: ignore[call-overload]
-            "semantics": asdict(self.semantics),
-            "seed": self.seed,
-            "granularity": str(self._module.granularity),
-        }
+        return run_settings(self.method, self.schedule, self.semantics, self.seed, self._module.granularity)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken. The module's and the optimizer's state are loaded by the user.
@@ -217,13 +208,7 @@ class Rewirer:
         Raises:
             RuntimeStateError: a state of another method, schedule or seed.
         """
-        if not isinstance(state, dict) or "step_count" not in state:
-            raise RuntimeStateError(f"not the state of a rewirer: {state!r}"[:200])
-        for key, value in self._settings().items():
-            if state.get(key) != value and (key in state or key != "granularity"):  # older states have none
-                raise RuntimeStateError(
-                    f"the saved rewirer has {key} {state.get(key)!r}, this one {value!r}; attach with the same settings"
-                )
+        check_saved(state, self._settings())
         self.method.load_state_dict(state["method_state"])
         self.step_count = state["step_count"]
         self._zeros.remask = state["remask_every_step"]

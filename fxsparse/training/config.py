@@ -129,9 +129,7 @@ class TrainConfig:
     compact: bool = option(
         False, "of channels: train with those that are active only, at the compact size", changeable=True
     )
-    lower: bool = option(
-        False, "train on active weights alone: sparse kernels where they are faster (CPU)", changeable=True
-    )
+    lower: bool = option(False, "train on active weights alone: sparse kernels where they are faster", changeable=True)
     pack_masks: bool = option(False, "store masks as bits, an eighth of the memory", changeable=True)
     sparsity: float | None = option(
         None, "share of the weights that is removed, where flops is not given", within="[0, 1)"
