@@ -1,7 +1,8 @@
 """Which weights are known to be 0 already wherever their mask is False, so that nothing has to be multiplied.
 
 Whoever writes such zeros says so here; what is known is forgotten by itself as soon as anybody writes to the weight or
-to the mask, which the version counters of tensors tell. They do not tell of writes through `.data`.
+to the mask, which the version counters of tensors tell. They do not tell of writes through `.data`, by NumPy, by fused
+optimizers and by `torch.distributed`; who knows of one forgets (`forget_zeros`).
 """
 
 import weakref
@@ -18,8 +19,15 @@ def _state(weight: Tensor, mask: Tensor) -> tuple[int, int, int, int]:
 
 def note_zeros(weight: Tensor, mask: Tensor) -> None:
     """`weight` is 0 where `mask` (bool, the same shape) is False."""
-    if type(mask) is Tensor and not mask.is_meta:  # fake ones have no memory
+    if type(mask) is not Tensor or mask.is_meta:  # fake ones have no memory
+        return
+    if not (weight.is_inference() or mask.is_inference()):  # these have no version
         _known[mask] = weakref.ref(weight), _state(weight, mask)
+
+
+def forget_zeros(mask: Tensor) -> None:
+    """Somebody is about to write to the weight, perhaps in a way that no version counter tells."""
+    _known.pop(mask, None)
 
 
 def has_zeros(weight: Tensor, mask: Tensor) -> bool:

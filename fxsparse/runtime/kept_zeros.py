@@ -64,6 +64,9 @@ class KeptZeros:
             self._state_is_masked = self._elementwise and not _any_stray(self._sites, self._optimizer)
             self._state_known = True
         self._held = [site for site in self._sites if site.has_zeros()] if self._state_is_masked else []
+        if not self._state_is_masked:  # fused kernels and writes through `.data` do not show in version counters
+            for site in self._sites:
+                site.forget_zeros()
 
     def set_back(self) -> None:
         """The optimizer has written."""

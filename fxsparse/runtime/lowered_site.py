@@ -166,6 +166,9 @@ class LoweredSite(MaskedSite):
     def note_zeros(self) -> None:
         """Nothing: there are none in storage."""
 
+    def forget_zeros(self) -> None:
+        """Nothing."""
+
     @torch.no_grad()
     def take_over(
         self,

@@ -10,7 +10,7 @@ from ..core.channel_sites import ChannelSite
 from ..core.errors import RuntimeStateError
 from ..core.granularity import Granularity, UnitLayout
 from ..core.group_layout import GroupLayout
-from ..core.known_zeros import has_zeros, note_zeros
+from ..core.known_zeros import forget_zeros, has_zeros, note_zeros
 from ..core.packed_masks import is_packed, pack_mask, unpack_mask
 from ..core.records import WeightSite
 from ..core.sharded_tensors import local_part
@@ -199,6 +199,10 @@ class MaskedSite(Site, StoredSite):
     def note_zeros(self) -> None:
         """They are; the forward pass then need not multiply."""
         note_zeros(self.parameter, self.stored_mask)
+
+    def forget_zeros(self) -> None:
+        """They may not be any longer."""
+        forget_zeros(self.stored_mask)
 
     def grown(self, mask: Tensor) -> Tensor:
         return mask & ~self.mask

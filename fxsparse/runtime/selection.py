@@ -114,6 +114,8 @@ def _bracketed(values: np.ndarray, eligible: np.ndarray, count: int, largest: bo
     lowest, highest = math.floor(rank - spread), math.ceil(rank + spread)
     low = sample[lowest] if lowest >= 0 else -np.inf
     high = sample[highest] if highest < len(sample) else np.inf
+    if np.isnan(low) or np.isnan(high):  # they are last in the sample, whichever end is selected
+        return None
     inside = values >= low if largest else values <= high
     better = values > high if largest else values < low
     inside &= eligible

@@ -87,6 +87,9 @@ class ShardedSite(MaskedSite):
     def note_zeros(self) -> None:
         """Nothing."""
 
+    def forget_zeros(self) -> None:
+        """Nothing."""
+
 
 def shards_of(parameter: Any) -> Shards:
     """How a DTensor lies over the ranks."""

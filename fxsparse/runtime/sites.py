@@ -181,6 +181,10 @@ class StoredSite(Protocol):
         """They are; the forward pass then need not multiply."""
         ...
 
+    def forget_zeros(self) -> None:
+        """They may not be any longer, even if no version counter tells."""
+        ...
+
 
 class Watched(Protocol):
     """What telemetry reads, of weights or of channels."""

@@ -60,6 +60,14 @@ def test_copies_and_what_is_loaded_are_other_tensors():
     torch.save({"mask": mask}, buffer)  # nothing of it is saved along
 
 
+def test_inference_tensors_have_no_version_and_are_multiplied():
+    with torch.inference_mode():
+        weight, mask = zeroed()
+        assert not has_zeros(weight, mask)
+        weight[~mask] = 1.0
+        assert torch.equal(apply_mask(weight, mask), weight * mask)
+
+
 @pytest.mark.parametrize("shape", [(24, 24, 1, 1), (24, 1, 3, 3)])
 def test_it_has_the_strides_of_the_weight(shape):
     # Of dimensions of size one too: torch reads a memory format from them, and picks a kernel by it.

@@ -1,6 +1,7 @@
 """Training without a product in the forward pass: what keeps the zeros, what is trusted, and when somebody looks."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -68,9 +69,21 @@ class Noisy(optim.SGD):
     """Not an optimizer that treats every element by itself, for all that anybody knows."""
 
 
-def test_an_optimizer_that_is_not_known_is_not_trusted_between_looks():
+class Detached(optim.Optimizer):
+    """Writes where no version counter tells."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.sub_(0.05 * parameter.grad)
+
+
+@pytest.mark.parametrize("kind", [Noisy, partial(Noisy, fused=True), Detached])
+def test_an_optimizer_that_is_not_known_is_not_trusted_between_looks(kind):
     sparse = make(method="static")
-    optimizer = Noisy(sparse.parameters(), lr=0.05)
+    optimizer = kind(sparse.parameters(), lr=0.05)
     sparse.attach(optimizer, total_steps=20)
     seen = []
     for _ in range(9):
@@ -108,9 +121,10 @@ def test_weights_that_were_perturbed_for_a_while_are_multiplied_meanwhile():
     torch.testing.assert_close(sparse(x), expected(x), rtol=0, atol=0)
 
 
-def test_momentum_of_inactive_weights_is_looked_for_after_a_load():
+@pytest.mark.parametrize("fused", [False, True])
+def test_momentum_of_inactive_weights_is_looked_for_after_a_load(fused):
     sparse = make(method="static")
-    optimizer = optim.SGD(sparse.parameters(), lr=0.05, momentum=0.9)
+    optimizer = optim.SGD(sparse.parameters(), lr=0.05, momentum=0.9, fused=fused)
     sparse.attach(optimizer, total_steps=20)
     for _ in range(5):
         step(sparse, optimizer)

@@ -55,7 +55,7 @@ def test_equals_sorting(sample, way, monkeypatch):
 
 
 @pytest.mark.parametrize("largest", [True, False])
-@pytest.mark.parametrize("kind", ["normal", "one value dominates", "few values", "all alike", "misleading"])
+@pytest.mark.parametrize("kind", ["normal", "one value dominates", "few values", "all alike", "misleading", "NaN"])
 def test_large_tensors(kind, largest):
     """Larger than a sample by far: the bracket holds, has many ties in it, or is wrong."""
     generator = torch.Generator().manual_seed(0)
@@ -69,13 +69,17 @@ def test_large_tensors(kind, largest):
         score.fill_(0.25)
     elif kind == "misleading":
         score[::19] += 1.0  # the step of the sample: it sees these alone
+    elif kind == "NaN":
+        score[torch.rand(size, generator=generator) < 0.25] = NAN
     candidates = torch.rand(size, generator=generator) < 0.6
-    order = torch.sort(score if not largest else -score, stable=True).indices
+    known = score.nan_to_num(nan=-INF if largest else INF)
+    order = torch.sort(-known, stable=True).indices
     if not largest:
-        order = torch.sort(score.flip(0), stable=True).indices
+        order = torch.sort(known.flip(0), stable=True).indices
         order = size - 1 - order
     order = order[candidates[order]]
-    for count in (1, 100, len(order) // 3, len(order) - 1, len(order)):
+    numbers = int(torch.isfinite(score[order]).sum())
+    for count in (1, 100, len(order) // 3, numbers - 5, numbers - 1, len(order) - 1, len(order)):
         expected = torch.zeros(size, dtype=torch.bool)
         expected[order[:count]] = True
         assert torch.equal(select(score, candidates, count, largest=largest), expected)
