@@ -101,12 +101,14 @@ def apply_mask(
             a linear's weight is (that of a sum is its other term's too); it is then masked in place.
 
     Returns:
-        A tensor of the weight's shape and dtype: the weight's own memory where the weight is known to be 0 where it is
-        masked out, or the mask is sharded; else a new one.
+        A tensor of the weight's shape and dtype: the weight's own memory where gradients are recorded and the weight is
+        known to be 0 where it is masked out, or where the mask is sharded; else a new one.
     """
     if is_sharded(mask):
         return gathered_weight(weight, dense_gradient)
-    function = _StoredWeight if not is_traced(weight) and has_zeros(weight, mask) else _MaskedWeight
+    # Without gradients (an evaluation) the product costs little, and weights may have come by ways that nobody sees.
+    trusted = torch.is_grad_enabled() and not is_traced(weight) and has_zeros(weight, mask)
+    function = _StoredWeight if trusted else _MaskedWeight
     return function.apply(weight, mask, dense_gradient, own_gradient)
 
 

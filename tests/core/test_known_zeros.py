@@ -120,3 +120,11 @@ def test_second_derivatives_and_batching_take_the_plain_way():
         in_dims=(None, 0),
     )(weight, x)
     assert (each[:, ~mask] == 0).all() and (each[:, mask] != 0).any()
+
+
+def test_without_gradients_there_is_a_product():
+    """Averaged weights, say, that were put in place through `.data` for an evaluation."""
+    weight, mask = zeroed()
+    weight.data.copy_(torch.ones_like(weight))
+    with torch.no_grad():
+        assert torch.equal(apply_mask(weight, mask), mask.float())
