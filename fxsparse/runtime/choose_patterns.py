@@ -108,8 +108,9 @@ def _all_finite(tensors: list[Tensor], site: Site) -> bool | Tensor:
     if all(on_host(tensor) for tensor in tensors):
         finite: bool | Tensor = all(_is_finite(tensor) for tensor in tensors)
     else:
-        greatest = torch._foreach_norm(tensors, float("inf"))  # NaN where one is; all tensors in a few launches
-        finite = torch.isfinite(torch.stack(list(greatest))).all()
+        # NaN where one is; all tensors in a few launches. A rank that holds none of a weight's rows has a part of size 0.
+        greatest = torch._foreach_norm([tensor for tensor in tensors if tensor.numel()], float("inf"))
+        finite = torch.isfinite(torch.stack([tensors[0].new_zeros(()), *greatest])).all()
     return site.shards.everywhere(finite)
 
 
