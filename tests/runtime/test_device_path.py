@@ -133,5 +133,10 @@ def test_parts_without_elements_are_finite(as_device):
     as_device(True)
     site = SimpleNamespace(shards=WHOLE)
     empty, one = torch.empty(0, 3), torch.ones(2)
-    for tensors, finite in (([empty], True), ([empty, one], True), ([one / 0, empty], False), ([one * math.nan], False)):
+    for tensors, finite in (
+        ([empty], True),
+        ([empty, one], True),
+        ([one / 0, empty], False),
+        ([one * math.nan], False),
+    ):
         assert bool(choose_patterns._all_finite(tensors, site)) == finite
