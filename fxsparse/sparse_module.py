@@ -120,11 +120,13 @@ class SparseModule(MaskCounts, LowerableModule):
             if masks is not None:
                 mask = in_format_of(weight, masks[site.name])
             else:
-                sparsity, layout = method.initial_sparsity(sparsities[site.name]), self.unit_layouts.get(site.name)
+                sparsity = method.initial_sparsity(sparsities[site.name])
                 generator, drawn = seeded_generator(seed, "mask", site.name), self.semantics.initial_masks
-                mask = initial_mask(weight, sparsity, generator, drawn == "bernoulli", layout)
                 if site.name in self.group_layouts and sparsity > 0.0:
-                    mask = self.group_layouts[site.name].random_mask(weight, generator)
+                    mask = in_format_of(weight, self.group_layouts[site.name].random_mask(weight, generator))
+                else:
+                    layout = self.unit_layouts.get(site.name)
+                    mask = initial_mask(weight, sparsity, generator, drawn == "bernoulli", layout)
             self.get_submodule(owner).register_buffer(f"{parameter}_mask", pack_mask(mask) if pack_masks else mask)
         self.apply_masks_()
 

@@ -25,6 +25,8 @@ from fxsparse.kernels.layout import (
 from fxsparse.kernels.normalisation import norm_activation
 from fxsparse.kernels.pooling import max_pool2d, plane_mean
 
+from .chains import has_hooks
+
 _SPARSE = (lowered_conv, fused_conv, norm_activation, max_pool2d, plane_mean)
 _DTYPES = (torch.float32, torch.float64)
 _PLANEWISE = frozenset("avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d".split())
@@ -89,6 +91,8 @@ def pool_on_kernels(root: nn.Module, graph: fx.Graph) -> int:
     for node in list(graph.nodes):
         spec = record_of(operand(node, 0, "input")).spec if isinstance(operand(node, 0, "input"), fx.Node) else None
         if not isinstance(spec, TensorSpec) or len(spec.shape) != 4 or spec.dtype not in _DTYPES:
+            continue
+        if node.op == "call_module" and has_hooks(attribute(root, str(node.target))):
             continue
         if _is_max_pool(root, node):
             windows = _windows(root, node)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .host import is_traced
 from .known_zeros import has_zeros
 from .packed_masks import unpack_mask
-from .sharded_tensors import gathered_weight, is_sharded
+from .sharded_tensors import MAGNITUDE, gathered_weight, is_sharded
 from .zeroing import zero_outside_
 
 STORED = ("stored", "stored magnitude")
@@ -53,7 +53,7 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        if ctx.dense_gradient in ("magnitude", "stored magnitude"):
+        if ctx.dense_gradient in MAGNITUDE:
             return gradient.abs(), None, None, None
         if ctx.dense_gradient:
             return gradient, None, None, None

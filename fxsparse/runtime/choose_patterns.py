@@ -108,7 +108,9 @@ def _all_finite(tensors: list[Tensor], site: Site) -> bool | Tensor:
     if all(on_host(tensor) for tensor in tensors):
         finite: bool | Tensor = all(_is_finite(tensor) for tensor in tensors)
     else:
-        greatest = torch._foreach_norm(tensors, float("inf"))  # NaN where one is; all tensors in a few launches
+        # Of a tensor without elements, the part of a rank that holds no rows, there is no greatest.
+        some = [tensors[0].new_zeros(1), *(tensor for tensor in tensors if tensor.numel())]
+        greatest = torch._foreach_norm(some, float("inf"))  # NaN where one is; all tensors in a few launches
         finite = torch.isfinite(torch.stack(list(greatest))).all()
     return site.shards.everywhere(finite)
 

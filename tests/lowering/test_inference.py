@@ -302,3 +302,13 @@ def test_masks_changed_in_place_hold_in_layers_that_stay_dense():
     sparse = fxsparse.sparsify(model, x, method="static", sparsity=0.5, distribution="uniform").eval()
     sparse.masks["2.weight"][:, :4] = False
     torch.testing.assert_close(sparse.lower(layers=["0.weight"], verify=False)(x), sparse(x))
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)])
+def test_a_pooling_layer_with_a_hook_is_left_to_the_hook(pool):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), pool, nn.Conv2d(8, 4, 1))
+    hook = pool.register_forward_hook(lambda module, args, output: output * 2)
+    x = torch.randn(2, 3, 8, 8)
+    sparse = fxsparse.sparsify(net, x, "static", sparsity=0.5).eval()
+    hook.remove()
+    torch.testing.assert_close(sparse.lower(layers="all", verify=False)(x), sparse(x), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,8 @@
 """The way of a device, on tensors of the CPU: the same numbers as on the host, and nothing read in an update step."""
 
+import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import fxsparse
 from fxsparse import FxSparseWarning
 from fxsparse.core import zeroing
 from fxsparse.runtime import choose_patterns, selection
+from fxsparse.runtime.shards import WHOLE
 
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "nonzero_static", "masked_select", "unique", "equal", "item")
 
@@ -123,3 +126,17 @@ def test_methods_that_read_skip_at_once(method, as_device, assert_same):
         on_device = train(method, refuse=False, poisoned=0)
     as_device(False)
     assert_same_run(assert_same, on_host, on_device)
+
+
+def test_parts_without_elements_are_finite(as_device):
+    """A rank may hold no row of a weight, or of any."""
+    as_device(True)
+    site = SimpleNamespace(shards=WHOLE)
+    empty, one = torch.empty(0, 3), torch.ones(2)
+    for tensors, finite in (
+        ([empty], True),
+        ([empty, one], True),
+        ([one / 0, empty], False),
+        ([one * math.nan], False),
+    ):
+        assert bool(choose_patterns._all_finite(tensors, site)) == finite
