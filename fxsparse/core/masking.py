@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .host import is_traced
-from .known_zeros import has_zeros
+from .known_zeros import has_zeros, note_masked
 from .packed_masks import unpack_mask
 from .sharded_tensors import MAGNITUDE, gathered_weight, is_sharded
 from .zeroing import zero_outside_
@@ -60,7 +60,9 @@ class _MaskedWeight(torch.autograd.Function):
         (stored,) = ctx.saved_tensors
         mask = unpack_mask(stored, gradient.shape)
         if ctx.own and _is_plain(gradient):
-            return zero_outside_(gradient, mask), None, None, None  # while it is in the cache
+            zero_outside_(gradient, mask)  # while it is in the cache
+            note_masked(gradient, stored)
+            return gradient, None, None, None
         return torch.where(mask, gradient, 0), None, None, None  # a product would turn infinite gradients into NaN
 
 

@@ -28,6 +28,7 @@ def zero_outside_(tensor: Tensor, keep: Tensor) -> Tensor:
     bits = _bits(tensor)
     if on_host(tensor) and torch.get_num_threads() <= FEW_THREADS:
         np.multiply(bits.numpy(), keep.numpy(), out=bits.numpy())
+        bits[:0].zero_()  # for the version counter, which NumPy does not know
     else:
         bits.mul_(keep)
     return tensor

@@ -1,8 +1,8 @@
 """Inactive weights are 0 in storage: what keeps them so from step to step, and what is known of it.
 
 A step keeps the zeros if they were there, have no gradient and no momentum, and the optimizer treats every element by
-itself; the forward pass then need not multiply by masks (`core.known_zeros`). What a user's own code writes into
-gradients nobody can know, so somebody looks now and then; weights that moved are set back from then on.
+itself; the forward pass then need not multiply by masks (`core.known_zeros`). What other optimizers do, and what is
+written in ways that nobody sees, is looked for now and then; weights that moved are set back from then on.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,6 +67,16 @@ class KeptZeros:
         if not self._state_is_masked:  # fused kernels and writes through `.data` do not show in version counters
             for site in self._sites:
                 site.forget_zeros()
+
+    def mask_gradients(self) -> None:
+        """Called before an ordinary step: the optimizer will keep the zeros.
+
+        Gradients come masked from the backward pass; this is for those that somebody has written to since (clipping,
+        accumulation, a penalty of the user's own), where one pass over them is cheaper than any look.
+        """
+        for site in self._held:
+            if not site.has_masked_gradient():
+                site.mask_gradient_()
 
     def set_back(self) -> None:
         """The optimizer has written."""

@@ -10,7 +10,7 @@ from ..core.channel_sites import ChannelSite
 from ..core.errors import RuntimeStateError
 from ..core.granularity import Granularity, UnitLayout
 from ..core.group_layout import GroupLayout
-from ..core.known_zeros import forget_zeros, has_zeros, note_zeros
+from ..core.known_zeros import forget_zeros, has_zeros, is_masked, note_zeros
 from ..core.packed_masks import is_packed, pack_mask, unpack_mask
 from ..core.records import WeightSite
 from ..core.sharded_tensors import local_part
@@ -191,6 +191,11 @@ class MaskedSite(Site, StoredSite):
             for buffer in optimizer.state.get(self.parameter, {}).values()
             if isinstance(buffer, Tensor) and buffer.shape == inactive.shape
         ]
+
+    def has_masked_gradient(self) -> bool:
+        """Whether there is no gradient, or one that is known to be 0 where weights are inactive."""
+        gradient = self.gradient()
+        return gradient is None or is_masked(gradient, self.stored_mask)
 
     def has_zeros(self) -> bool:
         """Whether inactive weights are known to be 0 in storage."""

@@ -254,6 +254,8 @@ class Rewirer:
         if dense:
             for site in self._weights:
                 site.mask_gradient_(only_infinite=self.method.feeds_optimizer)
+        else:
+            self._zeros.mask_gradients()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if self._scaler_skips:

@@ -92,7 +92,41 @@ def test_an_optimizer_that_is_not_known_is_not_trusted_between_looks(kind):
     assert seen == [count in (1, 2, 4, 8) for count in range(1, 10)]
 
 
-def test_gradients_that_the_user_fills_at_inactive_positions_are_noticed():
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_that_the_user_fills_at_inactive_positions_move_nothing(fused):
+    """A penalty that pulls to an anchor, noise: inactive weights get no gradient."""
+    sparse = make()
+    optimizer = optim.SGD(sparse.parameters(), lr=0.05, momentum=0.9, fused=fused)
+    sparse.attach(optimizer, total_steps=10**6)
+    weight = sparse.get_parameter("0.weight")
+    for _ in range(20):
+        step(sparse, optimizer, lambda: weight.grad.add_(1.0) if weight.grad is not None else None)
+        assert all(knows(sparse)) and is_zero(sparse)
+        for state in optimizer.state.get(weight, {}).values():
+            assert (state[~sparse.masks["0.weight"]] == 0).all()
+
+
+def test_a_gradient_is_known_to_be_masked_until_somebody_writes(monkeypatch):
+    sparse = make(method="static")
+    optimizer = optim.SGD(sparse.parameters(), lr=0.05)
+    rewirer = sparse.attach(optimizer, total_steps=20)
+
+    def masked(change):
+        optimizer.zero_grad()
+        sparse(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        change()
+        return [site.has_masked_gradient() for site in rewirer._weights]
+
+    weight = sparse.get_parameter("0.weight")
+    assert masked(lambda: None) == [True, True]
+    assert masked(lambda: nn.utils.clip_grad_norm_(sparse.parameters(), 1e-3)) == [False, False]
+    assert masked(lambda: weight.grad.mul_(2)) == [False, True]
+    assert masked(lambda: setattr(weight, "grad", torch.ones_like(weight))) == [False, True]
+    assert masked(lambda: sparse(torch.randn(4, 3, 8, 8)).sum().backward()) == [False, False]  # accumulated
+    assert masked(lambda: setattr(weight, "grad", None)) == [True, True]
+
+
+def test_weights_that_are_written_to_behind_everybodys_back_are_noticed():
     sparse = make(method="static")
     optimizer = optim.SGD(sparse.parameters(), lr=0.05)
     sparse.attach(optimizer, total_steps=10**6)
@@ -100,9 +134,12 @@ def test_gradients_that_the_user_fills_at_inactive_positions_are_noticed():
     with pytest.warns(fxsparse.FxSparseWarning, match=r"moved inactive weights \(0.weight\)"):
         for count in range(3 * LOOK_EVERY + 1):
             late = count > 2 * LOOK_EVERY  # the last power of two before the end
-            step(sparse, optimizer, lambda late=late: weight.grad.add_(1.0) if late else None)
+            step(sparse, optimizer)
+            if late:
+                weight.data.add_(0.01)
             if count == 2 * LOOK_EVERY + 70:
                 assert not is_zero(sparse)
+        step(sparse, optimizer)
     assert is_zero(sparse)
 
 
