@@ -312,3 +312,31 @@ def test_a_pooling_layer_with_a_hook_is_left_to_the_hook(pool):
     sparse = fxsparse.sparsify(net, x, "static", sparsity=0.5).eval()
     hook.remove()
     torch.testing.assert_close(sparse.lower(layers="all", verify=False)(x), sparse(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3), nn.AdaptiveMaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(2, dilation=2)],
+)
+def test_no_images_give_no_results(pool):
+    """Pools run on views of activations with channels outermost; an empty batch has nothing outermost."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), pool, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AvgPool2d(2))
+    sparse, lowered = lowered_pair(randomised(net.eval()).double(), torch.randn(2, 3, 9, 9).double())
+    for batch in (0, 1, 3):
+        x = torch.randn(batch, 3, 9, 9).double()
+        torch.testing.assert_close(lowered(x), sparse(x), rtol=1e-10, atol=1e-10)
+
+
+def test_maxima_with_their_indices():
+    class Indices(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AdaptiveMaxPool2d(2, return_indices=True)
+
+        def forward(self, x):
+            maxima, indices = self.pool(self.conv(x))
+            return maxima * indices
+
+    x = torch.randn(2, 3, 9, 9).double()
+    sparse, lowered = lowered_pair(Indices().double(), x)
+    torch.testing.assert_close(lowered(x), sparse(x), rtol=1e-10, atol=1e-10)
