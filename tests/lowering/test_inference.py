@@ -340,3 +340,37 @@ def test_maxima_with_their_indices():
     x = torch.randn(2, 3, 9, 9).double()
     sparse, lowered = lowered_pair(Indices().double(), x)
     torch.testing.assert_close(lowered(x), sparse(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv1d", "linear", "max pool", "mean", "residual"])
+def test_gradients_are_refused(kind):
+    """Autograd would leave them out: `x.grad` None, or that of other ways to `x` alone."""
+    images = torch.randn(2, 3, 9, 9)
+    model, x = {
+        "conv2d": (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh()), images),
+        "conv1d": (nn.Conv1d(9, 8, 3), images[0]),
+        "linear": (nn.Linear(9, 4), images),
+        "max pool": (nn.MaxPool2d(2), images),
+        "mean": (nn.AdaptiveAvgPool2d(1), images),
+        "residual": (Block("plain"), torch.randn(2, 8, 6, 6)),
+    }[kind]
+    if kind in ("max pool", "mean"):  # behind a layer that stays dense, which has gradients
+        model = nn.Sequential(nn.Conv2d(3, 8, 1), model, nn.Conv2d(8, 4, 1))
+        sparse = fxsparse.sparsify(model, x, "static", sparsity=0.5, verify=False).eval()
+        lowered = sparse.lower(layers=["2.weight"])
+        with torch.no_grad():
+            expected = sparse(x)
+        nodes = {getattr(node.target, "__name__", "") for node in lowered.graph.nodes}
+        assert nodes & {"max_pool2d", "plane_mean"}
+    else:
+        sparse, lowered = lowered_pair(randomised(model.eval()), x, 0.5)
+        expected = sparse(x).detach()
+    wanting = x.clone().requires_grad_()
+    found = lowered(wanting)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(fxsparse.InputError, match=r"lowered for inference has no gradients.*lower\(train=True\)") as e:
+        found.sum().backward()
+    assert "\n" not in str(e.value) and wanting.grad is None
+    assert not lowered(x).requires_grad
+    with torch.no_grad():
+        assert not lowered(wanting).requires_grad
