@@ -16,7 +16,7 @@ from ..passes.choose_layout import choose_layout, pool_on_kernels
 from ..passes.fuse_lowered import fuse_lowered
 from ..passes.lower_recurrent import SparseRecurrence, lower_recurrent
 from ..passes.remove_masks import remove_masks
-from .decisions import Decision, decide_whole, decision_table
+from .decisions import Decision, decide_whole, decision_report
 
 
 class LoweredModule(CapturedModule):
@@ -42,9 +42,7 @@ class LoweredModule(CapturedModule):
 
     def report(self) -> str:
         """Which layers run on sparse kernels, with the cost model's estimates, for a person to read."""
-        sparse = sum(decision.lowered for decision in self.decisions)
-        heading = [f"{sparse} of {len(self.decisions)} weights run on sparse kernels"]
-        return decision_table(self.decisions, heading)
+        return decision_report(self.decisions)
 
 
 @torch.no_grad()

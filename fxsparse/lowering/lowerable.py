@@ -21,7 +21,7 @@ from ..runtime.lowered_site import Storage
 from ..runtime.methods import Method
 from ..runtime.semantics import Semantics
 from .checks import check_follows, check_lowered, check_trains_lowered
-from .decisions import captured_by, decide, kernel_block
+from .decisions import Decision, captured_by, decide, kernel_block
 from .inference import LoweredModule, lower_for_inference
 from .recurrences import decide_recurrences
 from .semi_structured import TOLERANCE, like, lower_for_cuda
@@ -59,6 +59,11 @@ class LowerableModule(CapturedModule):
     def lowered(self) -> Mapping[str, Storage]:
         """Weight name -> how it is stored, of the weights that are stored as their active values alone."""
         return {} if self._storage is None else self._storage.weights
+
+    @property
+    def lowering_decisions(self) -> tuple[Decision, ...]:
+        """What `lower(train=True)` decided on every site, with the estimates; empty where it was not called."""
+        return () if self._storage is None else self._storage.decisions
 
     def lower(
         self,
