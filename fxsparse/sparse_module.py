@@ -278,7 +278,7 @@ class SparseModule(MaskCounts, LowerableModule):
         return planned_cost(self, total_steps).ratio
 
     def report(self) -> str:
-        """A table of all sites and of what has no mask, for a person to read; and of what `lower(train=True)` decided."""
+        """A table of all sites and of what has no mask, for a person to read; and of what lowering decided."""
         one_graph = self.graphs["train"] is self.graphs["eval"]
         heading = [
             f"method {self.method.name}: {self.method.summary}",

@@ -1,4 +1,4 @@
-"""What operators for inference say to a backward pass: without a formula autograd would leave gradients out silently."""
+"""What operators for inference say to a backward pass: autograd would leave gradients out silently."""
 
 from typing import Any
 

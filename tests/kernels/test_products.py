@@ -85,7 +85,8 @@ def test_a_pattern_that_is_changed_in_place_is_not_remembered(ops):
 @pytest.mark.parametrize("part", ["starts", "columns"])
 def test_a_pattern_with_other_contents_is_not_remembered(ops, part, in_place):
     """Two rows share the positions of one between them: `starts` say how many each has."""
-    x, rows, length, settings = torch.randn(1, 512, 14, 14), 16, 512 * 9, ([16, 512, 3, 3], [1, 1], [1, 1], [1, 1], 1, 1)
+    x, rows, length = torch.randn(1, 512, 14, 14), 16, 512 * 9
+    settings = ([rows, 512, 3, 3], [1, 1], [1, 1], [1, 1], 1, 1)
     values = torch.randn(rows // 2 * length)
 
     def starts(share):
