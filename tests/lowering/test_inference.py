@@ -374,3 +374,24 @@ def test_gradients_are_refused(kind):
     assert not lowered(x).requires_grad
     with torch.no_grad():
         assert not lowered(wanting).requires_grad
+
+
+def test_only_finite_outputs_of_the_masked_module_are_compared(monkeypatch):
+    """NaN of infinity times a masked 0 is no fault of the lowered layers; elsewhere they are still compared."""
+    sparse, _ = lowered_pair(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)).double(), torch.randn(2, 4).double(), 0.5)
+    with torch.no_grad():
+        for mask in sparse.masks.values():
+            mask.copy_(torch.eye(3, mask.shape[1]).bool())
+        sparse.apply_masks_()
+        sparse.get_parameter("0.bias")[0] = float("inf")  # times 0: NaN in outputs 1 and 2 of the masked module
+    sparse.get_parameter("1.bias").data[:] = 1.0
+    assert sparse(torch.randn(2, 4).double()).isnan()[:, 1:].all()
+    assert sparse.lower(layers="all")(torch.randn(2, 4).double())[:, 1:].isfinite().all()
+    with torch.no_grad():
+        sparse.get_parameter("0.bias").zero_()
+        sparse.get_parameter("1.bias")[0] = float("nan")
+    right = fxsparse.kernels.calls.sparse_linear_fused
+    assert sparse.lower(layers="all") is not None
+    monkeypatch.setattr(fxsparse.kernels.calls, "sparse_linear_fused", lambda *args: right(*args) * 1.1)
+    with pytest.raises(fxsparse.VerificationError, match="differs from the masked module"):
+        sparse.lower(layers="all")
