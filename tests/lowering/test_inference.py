@@ -376,6 +376,23 @@ def test_gradients_are_refused(kind):
         assert not lowered(wanting).requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_module_that_was_converted_after_its_capture(dtype):
+    net = randomised(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)))
+    x = torch.randn(2, 3, 9, 9)
+    sparse = fxsparse.sparsify(net, x, "static", sparsity=0.5).eval().to(dtype)
+    lowered = sparse.lower(layers="all")
+    assert [decision.lowered for decision in lowered.decisions] == [dtype == torch.float64] * 2
+    if dtype == torch.bfloat16:
+        assert lowered.report().count("it is torch.bfloat16; the kernels are for float32 and float64") == 2
+    tolerance = 1e-10 if dtype == torch.float64 else 5e-2
+    torch.testing.assert_close(lowered(x.to(dtype)), sparse(x.to(dtype)), rtol=tolerance, atol=tolerance)
+    if dtype == torch.float64:
+        sparse.lower(train=True, layers="all")
+        sparse.lower(train=True, layers="all")  # whose graphs are lowered ones now
+        torch.testing.assert_close(lowered(x.to(dtype)), sparse(x.to(dtype)), rtol=1e-10, atol=1e-10)
+
+
 def test_only_finite_outputs_of_the_masked_module_are_compared(monkeypatch):
     """NaN of infinity times a masked 0 is no fault of the lowered layers; elsewhere they are still compared."""
     sparse, _ = lowered_pair(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)).double(), torch.randn(2, 4).double(), 0.5)
