@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..captured_module import CapturedModule
-from ..core.errors import InputError
+from ..core.errors import InputError, RuntimeStateError
 from ..core.graphs import attribute
 from ..core.records import Captured
 from ..passes.choose_layout import choose_layout, pool_on_kernels
@@ -17,6 +17,8 @@ from ..passes.fuse_lowered import fuse_lowered
 from ..passes.lower_recurrent import SparseRecurrence, lower_recurrent
 from ..passes.remove_masks import remove_masks
 from .decisions import Decision, decide_whole, decision_report
+
+ALREADY = "this module is lowered already; lower what sparsify returned, which is left as it was"
 
 
 class LoweredModule(CapturedModule):
@@ -39,6 +41,10 @@ class LoweredModule(CapturedModule):
             raise InputError("this module was lowered for inference; sparse.lower(train=True) gives one that trains")
         super().train(False)
         return self
+
+    def lower(self, *args: Any, **options: Any) -> Any:
+        """Refuses to lower what is lowered: a `RuntimeStateError`."""
+        raise RuntimeStateError(ALREADY)
 
     def report(self) -> str:
         """Which layers run on sparse kernels, with the cost model's estimates, for a person to read."""

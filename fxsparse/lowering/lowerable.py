@@ -214,6 +214,8 @@ class LowerableModule(CapturedModule):
 
 def lower(sparse: LowerableModule, backend: str = "cpu", train: bool = False, **options: Any) -> Any:
     """`sparse.lower(backend, train, **options)`: a masked module computes with its active weights alone."""
+    if isinstance(sparse, LoweredModule):
+        return sparse.lower()
     if not isinstance(sparse, LowerableModule):
         raise ConfigError(f"a {type(sparse).__name__} has no masks; lower what sparsify returns")
     return sparse.lower(backend, train, **options)

@@ -412,3 +412,10 @@ def test_only_finite_outputs_of_the_masked_module_are_compared(monkeypatch):
     monkeypatch.setattr(fxsparse.kernels.calls, "sparse_linear_fused", lambda *args: right(*args) * 1.1)
     with pytest.raises(fxsparse.VerificationError, match="differs from the masked module"):
         sparse.lower(layers="all")
+
+
+def test_a_lowered_module_is_not_lowered_again():
+    lowered = masked().lower(layers=["down*"])
+    for lower in (lowered.lower, lambda **options: fxsparse.lower(lowered, **options)):
+        with pytest.raises(fxsparse.FxSparseError, match="lowered already; lower what sparsify returned"):
+            lower(train=True)
