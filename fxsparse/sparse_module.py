@@ -27,6 +27,7 @@ from .core.sharded_tensors import refuse_sharded
 from .flops import FlopReport, count_module, planned_cost
 from .kernels import update_steps
 from .lowering import LowerableModule
+from .lowering.decisions import decision_report
 from .mask_counts import MaskCounts
 from .passes.group_channels import label_channels
 from .passes.insert_masks import GATE, insert_masks
@@ -277,7 +278,7 @@ class SparseModule(MaskCounts, LowerableModule):
         return planned_cost(self, total_steps).ratio
 
     def report(self) -> str:
-        """A table of all sites and of what has no mask, for a person to read."""
+        """A table of all sites and of what has no mask, for a person to read; and of what lowering decided."""
         one_graph = self.graphs["train"] is self.graphs["eval"]
         heading = [
             f"method {self.method.name}: {self.method.summary}",
@@ -289,7 +290,9 @@ class SparseModule(MaskCounts, LowerableModule):
         if self.channels is not None:
             heading += channel_lines(self.channels, self.active_channels)
         heading += unit_lines(self.granularity, self.unit_layouts, self.left_dense)
-        return site_report(heading, self.sites, self.active_counts, self.flops(), self.uncovered, self.notes)
+        report = site_report(heading, self.sites, self.active_counts, self.flops(), self.uncovered, self.notes)
+        decisions = self.lowering_decisions
+        return f"{report}\n\n{decision_report(decisions)}" if decisions else report
 
     def fold(self) -> CapturedModule:
         """A copy without masks, the zeros in its weights: plain keys, any mode, no runtime."""

@@ -16,9 +16,10 @@ from fxsparse.core.graphs import attribute, operand, operation_name
 from fxsparse.core.records import TensorSpec, record_of, update_record
 from fxsparse.kernels.calls import fused_conv, lowered_conv
 from fxsparse.kernels.layout import (
+    channels_as_images,
     channels_as_rows,
     channels_contiguous,
-    channels_outermost,
+    images_as_channels,
     pixels_outermost,
     rows_as_channels,
 )
@@ -70,7 +71,8 @@ def find_outermost(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:
         elif any(source in found for source in node.all_input_nodes):
             keeps = _is(root, node, _ELEMENTWISE, _ACTIVATIONS) and _same_shape(node)
             by_channel = is_batch_norm(root, node) or _is_max_pool(root, node) or _is(root, node, _PLANEWISE, _POOLS)
-            keeps = keeps or (by_channel and operand(node, 0, "input") in found)
+            one = isinstance(record_of(node).spec, TensorSpec)  # not with the indices of maxima
+            keeps = keeps or (one and by_channel and operand(node, 0, "input") in found)
         else:
             keeps = False
         if keeps:
@@ -160,7 +162,7 @@ def choose_layout(root: nn.Module, graph: fx.Graph) -> int:
         if is_batch_norm(root, node):
             outermost.add(_on_view(node, channels_as_rows, rows_as_channels, operand(node, 0, "input")))
         elif _is(root, node, _PLANEWISE, _POOLS):
-            outermost.add(_on_view(node, channels_outermost, channels_outermost))
+            outermost.add(_on_view(node, channels_as_images, images_as_channels, operand(node, 0, "input")))
         else:
             continue
         changed += 1

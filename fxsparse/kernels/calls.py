@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .no_gradient import without_gradient
 from .operators import sparse_conv2d, sparse_conv2d_fused, sparse_linear, sparse_linear_fused
 from .update_steps import remember
 
@@ -74,13 +75,15 @@ def fused_conv(
     low: float | None,
     high: float | None,
 ) -> Tensor:
-    """For inference: a convolution + bias + residual, limited to [low, high]; over one or two dimensions."""
+    """For inference, without gradients: a convolution + bias + residual, limited to [low, high]; over one or two
+    dimensions."""
     flat = x.dim() == 3
     if flat:
         x = x.unsqueeze(2)
         residual = None if residual is None else residual.unsqueeze(2)
     settings = (weight, stride, padding, dilation, groups, block)
     y = sparse_conv2d_fused(x, values, pattern, bias, residual, *settings, low, high)
+    y = without_gradient(y, x, values, bias, residual)
     return y.squeeze(2) if flat else y
 
 
@@ -94,5 +97,6 @@ def fused_linear(
     low: float | None,
     high: float | None,
 ) -> Tensor:
-    """For inference: a linear layer + bias, limited to [low, high]."""
-    return sparse_linear_fused(x, values, pattern, bias, outputs, block, low, high)
+    """For inference, without gradients: a linear layer + bias, limited to [low, high]."""
+    y = sparse_linear_fused(x, values, pattern, bias, outputs, block, low, high)
+    return without_gradient(y, x, values, bias)

@@ -20,9 +20,15 @@ def rows_as_channels(rows: Tensor, like: Tensor) -> Tensor:
     return rows.reshape(channels, images, height, width).transpose(0, 1)
 
 
-def channels_outermost(x: Tensor) -> Tensor:
-    """(images, channels, height, width) to (channels, images, height, width), and back."""
-    return x.transpose(0, 1)
+def channels_as_images(x: Tensor) -> Tensor:
+    """(images, channels, height, width) to (channels * images, 1, height, width): none where there are no images."""
+    return x.transpose(0, 1).flatten(0, 1).unsqueeze(1)
+
+
+def images_as_channels(planes: Tensor, like: Tensor) -> Tensor:
+    """Back to the images and channels of `like`; the planes may have another size."""
+    images, channels = like.shape[:2]
+    return planes.reshape(channels, images, *planes.shape[2:]).transpose(0, 1)
 
 
 def pixels_outermost(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pooling of activations with channels outermost, for inference: no gradients."""
+"""Pooling of activations with channels outermost, for inference: backward is refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import channels_contiguous
+from .no_gradient import without_gradient
 from .operators import define
 
 _ops: Any = torch.ops.fxsparse
@@ -42,9 +43,9 @@ def max_pool2d(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding:
         x: (images, channels, height, width), float32 or float64, any strides.
         kernel, stride, padding: two numbers each; the padding at most half of the kernel.
     """
-    return _ops.max_pool2d(x, kernel, stride, padding)
+    return without_gradient(_ops.max_pool2d(x, kernel, stride, padding), x)
 
 
 def plane_mean(x: Tensor) -> Tensor:
     """(images, channels, 1, 1): the means over the pixels of x (images, channels, height, width)."""
-    return _ops.plane_mean(x)
+    return without_gradient(_ops.plane_mean(x), x)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .no_gradient import without_gradient
 from .operators import define
 
 _ROWS, _COLUMNS, _PACKED, _BITS = 16, 32, 6, 5
@@ -195,5 +196,6 @@ def lowered_gru(
         The states, (time, batch, hidden) or (batch, time, hidden), and the last one, (1, batch, hidden).
     """
     x = from_input if batch_first else from_input.transpose(0, 1)
-    states, last = _ops.sparse_gru(x, h[0], values, tiles, bias)
+    inputs = (x, h, values, bias)
+    states, last = (without_gradient(y, *inputs) for y in _ops.sparse_gru(x, h[0], values, tiles, bias))
     return (states if batch_first else states.transpose(0, 1)), last[None]

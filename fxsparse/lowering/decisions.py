@@ -1,5 +1,6 @@
 """Which layers are lowered: what could be, what is worth it, and why the rest stays dense."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from .cost_model import CostModel
 
 LAYERS = ("auto", "all")
 """Choices of `layers`, beside globs of weight names: what the cost model finds faster, or all that can be."""
+
+DENSE_IS_FASTER = "dense is faster"
+"""Why a weight is left dense whose sparse calls the cost model finds slower."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def decide(
             estimates = [model.estimate(call, density, blocks[site.name], weight.dtype, train) for call in own_calls]
             sparse, dense = sum(e.sparse for e in estimates), sum(e.dense for e in estimates)
             faster = sparse < dense
-            decisions.append(Decision(site.name, faster, "" if faster else "dense is faster", density, sparse, dense))
+            decisions.append(Decision(site.name, faster, "" if faster else DENSE_IS_FASTER, density, sparse, dense))
     chosen = {decision.name for decision in decisions if decision.lowered}
     return decisions, {name: found for name, found in calls.items() if name in chosen}
 
@@ -127,7 +131,7 @@ def decide_whole(
         sparse, dense = sum(e.sparse for e in estimates), sum(e.dense for e in estimates)
         faster = sparse < dense
         chosen += calls if faster else []
-        decisions.append(Decision(name, faster, "" if faster else "dense is faster", 1.0, sparse, dense))
+        decisions.append(Decision(name, faster, "" if faster else DENSE_IS_FASTER, 1.0, sparse, dense))
     return decisions, chosen
 
 
@@ -161,3 +165,18 @@ def decision_table(decisions: Sequence[Decision], heading: Sequence[str] = ()) -
     ]
     header = ["weight", "density", "runs", "sparse ms", "dense ms", "why dense"]
     return "\n".join([*heading, tabulate(rows, header, disable_numparse=True)])
+
+
+def decision_report(decisions: Sequence[Decision]) -> str:
+    """How many weights run on sparse kernels, and the table."""
+    sparse = sum(decision.lowered for decision in decisions)
+    return decision_table(decisions, [f"{sparse} of {len(decisions)} weights run on sparse kernels"])
+
+
+def why_none(decisions: Sequence[Decision]) -> str:
+    """Why no weight is lowered, in a few words: the reason that most have. Empty where one is."""
+    if not decisions or any(decision.lowered for decision in decisions):
+        return ""
+    [(reason, count)] = Counter(decision.reason for decision in decisions).most_common(1)
+    said = "dense kernels are estimated faster at these sizes and densities" if reason == DENSE_IS_FASTER else reason
+    return said if count == len(decisions) else f"{said} ({count} of them)"

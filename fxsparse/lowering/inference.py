@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..captured_module import CapturedModule
-from ..core.errors import InputError
+from ..core.errors import InputError, RuntimeStateError
 from ..core.graphs import attribute
 from ..core.records import Captured
 from ..passes.choose_layout import choose_layout, pool_on_kernels
 from ..passes.fuse_lowered import fuse_lowered
 from ..passes.lower_recurrent import SparseRecurrence, lower_recurrent
 from ..passes.remove_masks import remove_masks
-from .decisions import Decision, decide_whole, decision_table
+from .decisions import Decision, decide_whole, decision_report
+
+ALREADY = "this module is lowered already; lower what sparsify returned, which is left as it was"
 
 
 class LoweredModule(CapturedModule):
@@ -40,11 +42,13 @@ class LoweredModule(CapturedModule):
         super().train(False)
         return self
 
+    def lower(self, *args: Any, **options: Any) -> Any:
+        """Refuses to lower what is lowered: a `RuntimeStateError`."""
+        raise RuntimeStateError(ALREADY)
+
     def report(self) -> str:
         """Which layers run on sparse kernels, with the cost model's estimates, for a person to read."""
-        sparse = sum(decision.lowered for decision in self.decisions)
-        heading = [f"{sparse} of {len(self.decisions)} weights run on sparse kernels"]
-        return decision_table(self.decisions, heading)
+        return decision_report(self.decisions)
 
 
 @torch.no_grad()

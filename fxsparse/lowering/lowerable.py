@@ -21,8 +21,9 @@ from ..runtime.lowered_site import Storage
 from ..runtime.methods import Method
 from ..runtime.semantics import Semantics
 from .checks import check_follows, check_lowered, check_trains_lowered
-from .decisions import captured_by, decide, kernel_block
+from .decisions import Decision, captured_by, decide, kernel_block
 from .inference import LoweredModule, lower_for_inference
+from .present_example import present_example
 from .recurrences import decide_recurrences
 from .semi_structured import TOLERANCE, like, lower_for_cuda
 from .storage import LoweredStorage
@@ -60,6 +61,11 @@ class LowerableModule(CapturedModule):
         """Weight name -> how it is stored, of the weights that are stored as their active values alone."""
         return {} if self._storage is None else self._storage.weights
 
+    @property
+    def lowering_decisions(self) -> tuple[Decision, ...]:
+        """What `lower(train=True)` decided on every site, with the estimates; empty where it was not called."""
+        return () if self._storage is None else self._storage.decisions
+
     def lower(
         self,
         backend: str = "cpu",
@@ -83,7 +89,8 @@ class LowerableModule(CapturedModule):
         Args:
             backend: `"cpu"`, or `"cuda"`.
             train: whether to train; on the CPU.
-            example_input: as for `sparsify`: with the batch size that counts; by default the example of the capture.
+            example_input: as for `sparsify`: with the batch size that counts; by default the example of the
+                capture, in the dtype that the module has now.
             layers: `"auto"`, which leaves dense what the cost model finds faster dense; `"all"`; or globs of weights.
                 For `"cuda"` there is no cost model: `"auto"` is `"all"`.
             verify: whether to compare outputs with the masked module's (for inference).
@@ -98,7 +105,9 @@ class LowerableModule(CapturedModule):
         if backend not in BACKENDS:
             raise ConfigError(f"backend: {backend!r} is not one of: {', '.join(BACKENDS)}")
         refuse_sharded(self, "lower")
-        example = self.example if example_input is None else specs_of(split_example(example_input))
+        graphs = self.graphs if self._storage is None else self._storage.masked_graphs
+        own_example = present_example(self.example, self, graphs["eval"])
+        example = own_example if example_input is None else specs_of(split_example(example_input))
         if backend == "cuda":
             return self._lower_for_cuda(example, train, layers, verify)
         if train:
@@ -112,7 +121,8 @@ class LowerableModule(CapturedModule):
         storage = own._storage
         lowered = lower_for_inference(captured_by(own, example), storage.decisions, layers, storage.recurrences)
         if verify and not any(parameter.is_meta for parameter in self.parameters()):
-            check_lowered(self._get_name(), self, lowered, self.example)
+            tolerance = TOLERANCE.get(self.get_parameter(self.sites[0].name).dtype, 1e-3)
+            check_lowered(self._get_name(), self, lowered, own_example, tolerance)
         return lowered
 
     def _lower_for_cuda(self, example: tuple, train: bool, layers: str | Sequence[str], verify: bool) -> LoweredModule:
@@ -204,6 +214,8 @@ class LowerableModule(CapturedModule):
 
 def lower(sparse: LowerableModule, backend: str = "cpu", train: bool = False, **options: Any) -> Any:
     """`sparse.lower(backend, train, **options)`: a masked module computes with its active weights alone."""
+    if isinstance(sparse, LoweredModule):
+        return sparse.lower()
     if not isinstance(sparse, LowerableModule):
         raise ConfigError(f"a {type(sparse).__name__} has no masks; lower what sparsify returns")
     return sparse.lower(backend, train, **options)

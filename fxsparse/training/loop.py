@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fxsparse.core.errors import CheckpointError, FxSparseError
+from fxsparse.lowering.decisions import why_none
 from fxsparse.training import plots, random_state, summary
 from fxsparse.training.checkpoint import write_atomically
 from fxsparse.training.config import TrainConfig
@@ -275,8 +276,10 @@ class _Loop:
         """Goes on with active weights alone where the configuration says so and the method is ready for it."""
         if self.parts.may_lower(self.step):
             sparse = self.parts.sparse.lower(train=True)
+            why = why_none(sparse.lowering_decisions)
             self.say(
                 f"lowered at step {self.step}: {len(sparse.lowered)} of {len(sparse.sites)} weights hold active values"
+                + (f"; {why}" if why else "")
             )
 
     def _keep_weights(self) -> None:

@@ -81,6 +81,33 @@ def test_a_pattern_that_is_changed_in_place_is_not_remembered(ops):
             fused()
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("part", ["starts", "columns"])
+def test_a_pattern_with_other_contents_is_not_remembered(ops, part, in_place):
+    """Two rows share the positions of one between them: `starts` say how many each has."""
+    x, rows, length = torch.randn(1, 512, 14, 14), 16, 512 * 9
+    settings = ([rows, 512, 3, 3], [1, 1], [1, 1], [1, 1], 1, 1)
+    values = torch.randn(rows // 2 * length)
+
+    def starts(share):
+        return torch.arange(rows + 1).int() // 2 * length + torch.arange(rows + 1).int() % 2 * int(share * length)
+
+    columns = torch.arange(length).int().repeat(rows // 2)
+    pattern = [starts(0.5), columns]
+    other = starts(0.2) if part == "starts" else columns // 9 * 9 + (columns + 1) % 9
+    for given in (pattern, [starts(0.2), columns] if part == "starts" else [pattern[0], other]):
+        if given is not pattern:
+            place = pattern[0 if part == "starts" else 1]
+            if in_place:
+                place.copy_(other)
+            else:
+                place.data = other
+        found = ops.sparse_conv2d_fused(x, values, pattern, None, None, *settings, None, None)
+        dense = torch.zeros(rows, length)
+        dense[torch.repeat_interleave(torch.arange(rows), given[0].diff().long()), given[1].long()] = values
+        assert relative_error(found, F.conv2d(x, dense.view(rows, 512, 3, 3), None, padding=1)) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_pooling(compiled, dtype):

@@ -312,3 +312,110 @@ def test_a_pooling_layer_with_a_hook_is_left_to_the_hook(pool):
     sparse = fxsparse.sparsify(net, x, "static", sparsity=0.5).eval()
     hook.remove()
     torch.testing.assert_close(sparse.lower(layers="all", verify=False)(x), sparse(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3), nn.AdaptiveMaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(2, dilation=2)],
+)
+def test_no_images_give_no_results(pool):
+    """Pools run on views of activations with channels outermost; an empty batch has nothing outermost."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), pool, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AvgPool2d(2))
+    sparse, lowered = lowered_pair(randomised(net.eval()).double(), torch.randn(2, 3, 9, 9).double())
+    for batch in (0, 1, 3):
+        x = torch.randn(batch, 3, 9, 9).double()
+        torch.testing.assert_close(lowered(x), sparse(x), rtol=1e-10, atol=1e-10)
+
+
+def test_maxima_with_their_indices():
+    class Indices(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AdaptiveMaxPool2d(2, return_indices=True)
+
+        def forward(self, x):
+            maxima, indices = self.pool(self.conv(x))
+            return maxima * indices
+
+    x = torch.randn(2, 3, 9, 9).double()
+    sparse, lowered = lowered_pair(Indices().double(), x)
+    torch.testing.assert_close(lowered(x), sparse(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv1d", "linear", "max pool", "mean", "residual"])
+def test_gradients_are_refused(kind):
+    """Autograd would leave them out: `x.grad` None, or that of other ways to `x` alone."""
+    images = torch.randn(2, 3, 9, 9)
+    model, x = {
+        "conv2d": (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh()), images),
+        "conv1d": (nn.Conv1d(9, 8, 3), images[0]),
+        "linear": (nn.Linear(9, 4), images),
+        "max pool": (nn.MaxPool2d(2), images),
+        "mean": (nn.AdaptiveAvgPool2d(1), images),
+        "residual": (Block("plain"), torch.randn(2, 8, 6, 6)),
+    }[kind]
+    if kind in ("max pool", "mean"):  # behind a layer that stays dense, which has gradients
+        model = nn.Sequential(nn.Conv2d(3, 8, 1), model, nn.Conv2d(8, 4, 1))
+        sparse = fxsparse.sparsify(model, x, "static", sparsity=0.5, verify=False).eval()
+        lowered = sparse.lower(layers=["2.weight"])
+        with torch.no_grad():
+            expected = sparse(x)
+        nodes = {getattr(node.target, "__name__", "") for node in lowered.graph.nodes}
+        assert nodes & {"max_pool2d", "plane_mean"}
+    else:
+        sparse, lowered = lowered_pair(randomised(model.eval()), x, 0.5)
+        expected = sparse(x).detach()
+    wanting = x.clone().requires_grad_()
+    found = lowered(wanting)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(fxsparse.InputError, match=r"lowered for inference has no gradients.*lower\(train=True\)") as e:
+        found.sum().backward()
+    assert "\n" not in str(e.value) and wanting.grad is None
+    assert not lowered(x).requires_grad
+    with torch.no_grad():
+        assert not lowered(wanting).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_module_that_was_converted_after_its_capture(dtype):
+    net = randomised(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)))
+    x = torch.randn(2, 3, 9, 9)
+    sparse = fxsparse.sparsify(net, x, "static", sparsity=0.5).eval().to(dtype)
+    lowered = sparse.lower(layers="all")
+    assert [decision.lowered for decision in lowered.decisions] == [dtype == torch.float64] * 2
+    if dtype == torch.bfloat16:
+        assert lowered.report().count("it is torch.bfloat16; the kernels are for float32 and float64") == 2
+    tolerance = 1e-10 if dtype == torch.float64 else 5e-2
+    torch.testing.assert_close(lowered(x.to(dtype)), sparse(x.to(dtype)), rtol=tolerance, atol=tolerance)
+    if dtype == torch.float64:
+        sparse.lower(train=True, layers="all")
+        sparse.lower(train=True, layers="all")  # whose graphs are lowered ones now
+        torch.testing.assert_close(lowered(x.to(dtype)), sparse(x.to(dtype)), rtol=1e-10, atol=1e-10)
+
+
+def test_only_finite_outputs_of_the_masked_module_are_compared(monkeypatch):
+    """NaN of infinity times a masked 0 is no fault of the lowered layers; elsewhere they are still compared."""
+    sparse, _ = lowered_pair(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)).double(), torch.randn(2, 4).double(), 0.5)
+    with torch.no_grad():
+        for mask in sparse.masks.values():
+            mask.copy_(torch.eye(3, mask.shape[1]).bool())
+        sparse.apply_masks_()
+        sparse.get_parameter("0.bias")[0] = float("inf")  # times 0: NaN in outputs 1 and 2 of the masked module
+    sparse.get_parameter("1.bias").data[:] = 1.0
+    assert sparse(torch.randn(2, 4).double()).isnan()[:, 1:].all()
+    assert sparse.lower(layers="all")(torch.randn(2, 4).double())[:, 1:].isfinite().all()
+    with torch.no_grad():
+        sparse.get_parameter("0.bias").zero_()
+        sparse.get_parameter("1.bias")[0] = float("nan")
+    right = fxsparse.kernels.calls.sparse_linear_fused
+    assert sparse.lower(layers="all") is not None
+    monkeypatch.setattr(fxsparse.kernels.calls, "sparse_linear_fused", lambda *args: right(*args) * 1.1)
+    with pytest.raises(fxsparse.VerificationError, match="differs from the masked module"):
+        sparse.lower(layers="all")
+
+
+def test_a_lowered_module_is_not_lowered_again():
+    lowered = masked().lower(layers=["down*"])
+    for lower in (lowered.lower, lambda **options: fxsparse.lower(lowered, **options)):
+        with pytest.raises(fxsparse.FxSparseError, match="lowered already; lower what sparsify returned"):
+            lower(train=True)

@@ -139,6 +139,17 @@ def test_without_the_kernels_torch_gives_the_same():
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("wanting", ["input", "state"])
+def test_gradients_are_refused(wanting):
+    layer, masks = masked_gru(5, 8, 0.5)
+    own, x, h = tiles_of(layer, masks), torch.randn(3, 2, 5), torch.zeros(1, 2, 8)
+    from_input = F.linear(x, own.input_weight, own.input_bias)
+    (from_input if wanting == "input" else h).requires_grad_()
+    for found in lowered_gru(from_input, h, own.values, own.tiles, own.bias, False):
+        with pytest.raises(fxsparse.InputError, match="lowered for inference has no gradients"):
+            found.sum().backward()
+
+
 def test_tiles_hold_every_weight_once():
     layer, masks = masked_gru(3, 100, 0.1)
     own = tiles_of(layer, masks)

@@ -334,3 +334,19 @@ def test_autocast_beside_layers_that_stay_dense():
         expected, found = sparse(x), lowered(x)
     found.float().sum().backward()
     torch.testing.assert_close(found.float(), expected.float(), rtol=0.1, atol=0.1)
+
+
+def test_the_report_has_the_decisions():
+    sparse = masked()
+    assert "why dense" not in sparse.report() and sparse.lowering_decisions == ()
+    sparse.lower(train=True, layers=["down*"])
+    assert "1 of 6 weights run on sparse kernels" in sparse.report()
+    assert "not among the layers that were asked for" in sparse.report()
+    sparse.lower(train=True)
+    table = sparse.report().partition("weights run on sparse kernels")[2].splitlines()
+    for decision in sparse.lowering_decisions:
+        [row] = [line for line in table if line.startswith(decision.name)]
+        estimates = [f"{1e3 * seconds:.3f}" for seconds in (decision.sparse_seconds, decision.dense_seconds)]
+        assert row.split()[2:5] == ["sparse" if decision.lowered else "dense", *estimates]
+    sparse.raise_()
+    assert "why dense" not in sparse.report()

@@ -108,3 +108,11 @@ def test_the_option_is_in_the_help(capsys):
 
     main(["train", "--help"])
     assert "--lower" in capsys.readouterr().out
+
+
+def test_that_nothing_is_lowered_is_said_with_the_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr(CostModel, "estimate", lambda *args: Estimate(2.0, 1.0))
+    said = []
+    run(dataclasses.replace(TINY, lower=True), tmp_path / "run", said)
+    [line] = [line for line in said if line.startswith("lowered at step 0: 0 of 10 weights")]
+    assert line.endswith("; dense kernels are estimated faster at these sizes and densities")

@@ -48,7 +48,7 @@ inline std::vector<Part> input_parts(const Geometry& g) {
   return parts;
 }
 
-// y = convolution of x, finished. With `pattern`, the tensor of the weight's columns, the plan is remembered.
+// y = convolution of x, finished. With `pattern`, the tensors of the weight's starts and columns, the plan is remembered.
 template <typename T, int R>
 void forward(
     const Geometry& g, const T* x, const Strides& x_strides, const Rows& weight, int64_t count, const T* values,
@@ -79,8 +79,8 @@ void forward(
     if (pattern == nullptr) return prepare(pitch, tiling);
     const Plans::Key key{pitch * 2 + tiling.narrow, tiling.channels, g.taps(), g.wide.slots, g.high.kernel, g.high.stride, g.wide.stride,
                          g.high.padding * (int64_t{1} << 32) + g.wide.padding, g.high.dilation * (int64_t{1} << 32) + g.wide.dilation, R};
-    auto plan = Plans::all().find(*pattern, key);
-    if (plan == nullptr) Plans::all().put(*pattern, key, plan = prepare(pitch, tiling));
+    auto plan = Plans::all().find(pattern[0], pattern[1], key);
+    if (plan == nullptr) Plans::all().put(pattern[0], pattern[1], key, plan = prepare(pitch, tiling));
     return plan;
   };
   product<T, R>(g, source, result, finish, weight.starts, count, remembered, values, g.first(), g.last(), g.groups);

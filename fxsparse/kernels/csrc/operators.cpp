@@ -107,7 +107,7 @@ Tensor convolution(
       forward<scalar_t, R>(
           g, x.const_data_ptr<scalar_t>(), strides_of(x), rows_of(pattern), pattern[1].numel(),
           values.const_data_ptr<scalar_t>(), finish, target.mutable_data_ptr<scalar_t>(), strides_of(target),
-          remember ? &pattern[1] : nullptr);
+          remember ? pattern.data() : nullptr);
     });
   });
   return y;
