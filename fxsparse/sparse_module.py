@@ -175,12 +175,20 @@ class SparseModule(MaskCounts, LowerableModule):
             for site in self.sites:
                 weight, mask = self.get_parameter(site.name), self.get_buffer(site.mask_name)
                 weight.masked_fill_(~mask, 0)
-                note_zeros(weight, mask)
+                if self._rewirer is not None:  # which sees to it that they stay so
+                    note_zeros(weight, mask)
             if self.channels is not None and not any(mask.is_meta for mask in self.masks.values()):
                 for channels, alive in zip(self.channel_sites, self.active_channels.values(), strict=True):
                     clear_carriers(self, channels, ~alive)
         if self._rewirer is not None:
             self._rewirer.weights_loaded()
+
+    def train(self, mode: bool = True) -> CapturedModule:
+        """As `nn.Module.train`."""
+        rewirer = getattr(self, "_rewirer", None)
+        if mode and not self.training and rewirer is not None:
+            rewirer.evaluated()
+        return super().train(mode)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As `nn.Module.load_state_dict`; inactive weights are set to 0 afterwards.

@@ -108,8 +108,9 @@ def apply_mask(
     """
     if is_sharded(mask):
         return gathered_weight(weight, dense_gradient)
-    # Without gradients (an evaluation) the product costs little, and weights may have come by ways that nobody sees.
-    trusted = torch.is_grad_enabled() and not is_traced(weight) and has_zeros(weight, mask)
+    # Without gradients (an evaluation) and on update steps, whose gradients reach every position, weights may come by
+    # ways that nobody sees; the product is rare there.
+    trusted = torch.is_grad_enabled() and not dense_gradient and not is_traced(weight) and has_zeros(weight, mask)
     function = _StoredWeight if trusted else _MaskedWeight
     return function.apply(weight, mask, dense_gradient, own_gradient)
 

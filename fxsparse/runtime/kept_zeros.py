@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, optim
 
+from ..core.host import on_host
 from .masked_site import MaskedSite
 
 ELEMENTWISE = (
@@ -36,7 +37,7 @@ class KeptZeros:
         warn: Callable[[str], None],
         sharded: bool = False,
     ) -> None:
-        """Looks once at each site (a host synchronisation). `sites` may change: their storage does.
+        """Sets inactive weights to 0. `sites` may change: their storage does.
 
         Of a `sharded` module every forward pass sees what is stored, so that no step goes without a pass.
         """
@@ -51,8 +52,15 @@ class KeptZeros:
         self._held: list[MaskedSite] = []
         self.state_loaded()
         self.handle = optimizer.register_load_state_dict_post_hook(lambda _: self.state_loaded())
-        if not sharded and self.stray_weight() is None:
-            self._found()
+        self.forget()
+        for site in [] if sharded else self._sites:
+            site.apply_mask_()
+
+    def forget(self) -> None:
+        """Nothing is known of the weights until the next look, which comes at once where it is free."""
+        for site in self._sites:
+            site.forget_zeros()
+        self._due |= all(on_host(site.parameter) for site in self._sites)
 
     def state_loaded(self) -> None:
         """The optimizer may have momentum where weights are inactive."""
@@ -104,8 +112,9 @@ class KeptZeros:
             self._found()
             return
         self.remask = True
-        optimizer = type(self._optimizer).__name__
-        self._warn(f"{optimizer} moved inactive weights ({name}); they are set back to 0 after every step")
+        sees_all = self._elementwise and self._state_is_masked
+        who = "a write outside of the optimizer (through .data?)" if sees_all else type(self._optimizer).__name__
+        self._warn(f"{who} moved inactive weights ({name}); they are set back to 0 after every step")
         self.set_back()
 
     def _found(self) -> None:

@@ -159,10 +159,10 @@ class Rewirer:
         if self._channels is not None:
             self._channels.full_size()
             self._channels.close()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._handles:
+            self._handles.pop().remove()
         self._forget()
+        self._zeros.forget()
         self._module.dense_gradient = False
         self._module._rewirer = None
 
@@ -171,6 +171,10 @@ class Rewirer:
         if self._channels is not None and self._channels.is_open:
             self._channels.is_open = False
             self._channels.open(self.step_count)
+
+    def evaluated(self) -> None:
+        """Called when training goes on after an evaluation, for which weights may have been others for a while."""
+        self._zeros.forget()
 
     def patterns_loaded(self) -> None:
         """Called when somebody has loaded the module's patterns: the optimizer's state may have come before them."""

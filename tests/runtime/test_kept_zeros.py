@@ -199,3 +199,58 @@ def test_a_weight_with_other_uses_than_convolutions_keeps_its_gradient_to_itself
     torch.testing.assert_close(sparse.get_parameter("shift").grad, reference.shift.grad)
     for name, mask in sparse.masks.items():
         torch.testing.assert_close(sparse.get_parameter(name).grad, reference.get_parameter(name).grad * mask)
+
+
+def fill(sparse):
+    """As code does that has not heard of version counters."""
+    for name in sparse.masks:
+        sparse.get_parameter(name).data.fill_(0.1)
+
+
+def is_right(sparse):
+    """Whether training outputs are those of weights times masks."""
+    x = torch.randn(4, 3, 8, 8)
+    reference = copy.deepcopy(sparse)
+    return torch.allclose(sparse(x), reference.apply_masks_() or reference(x), atol=1e-6)
+
+
+def test_what_is_written_before_attach_and_after_detach_is_multiplied():
+    sparse = make()
+    fill(sparse)
+    assert not is_zero(sparse) and is_right(sparse)
+    optimizer = optim.SGD(sparse.parameters(), lr=0.05)
+    rewirer = sparse.attach(optimizer, total_steps=20)
+    assert is_zero(sparse) and all(knows(sparse))
+    step(sparse, optimizer)
+    rewirer.detach()
+    fill(sparse)
+    assert is_right(sparse)
+
+
+def test_what_was_written_for_an_evaluation_is_multiplied_until_somebody_looked():
+    sparse = make(method="static")
+    optimizer = optim.SGD(sparse.parameters(), lr=0.05)
+    sparse.attach(optimizer, total_steps=20)
+    step(sparse, optimizer)
+    sparse.eval()
+    fill(sparse)
+    sparse.train()
+    assert is_right(sparse)
+    with pytest.warns(
+        fxsparse.FxSparseWarning, match="outside of the optimizer .* moved inactive weights"
+    ):
+        step(sparse, optimizer)
+    assert is_zero(sparse) and is_right(sparse)
+
+
+def test_a_perturbation_by_the_dense_gradient_of_an_update_step_is_multiplied():
+    """Sharpness-aware minimisation through `.data`: on update steps the gradient reaches inactive weights."""
+    sparse = make()
+    optimizer = optim.SGD(sparse.parameters(), lr=0.05)
+    rewirer = sparse.attach(optimizer, total_steps=100)
+    while not rewirer.is_update_step():
+        step(sparse, optimizer)
+    sparse(torch.randn(4, 3, 8, 8)).square().mean().backward()
+    for parameter in sparse.parameters():
+        parameter.data.add_(parameter.grad)
+    assert not is_zero(sparse) and is_right(sparse)
