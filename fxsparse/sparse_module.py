@@ -183,7 +183,7 @@ class SparseModule(MaskCounts, LowerableModule):
         if self._rewirer is not None:
             self._rewirer.weights_loaded()
 
-    def train(self, mode: bool = True) -> CapturedModule:
+    def train(self, mode: bool = True) -> Any:
         """As `nn.Module.train`."""
         rewirer = getattr(self, "_rewirer", None)
         if mode and not self.training and rewirer is not None:

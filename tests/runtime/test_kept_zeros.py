@@ -236,9 +236,7 @@ def test_what_was_written_for_an_evaluation_is_multiplied_until_somebody_looked(
     fill(sparse)
     sparse.train()
     assert is_right(sparse)
-    with pytest.warns(
-        fxsparse.FxSparseWarning, match="outside of the optimizer .* moved inactive weights"
-    ):
+    with pytest.warns(fxsparse.FxSparseWarning, match="outside of the optimizer .* moved inactive weights"):
         step(sparse, optimizer)
     assert is_zero(sparse) and is_right(sparse)
 

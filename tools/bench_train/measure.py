@@ -129,11 +129,16 @@ def check_first_loss(record: Record, records: Sequence[Record], precision: str) 
         raise Left(f"wrong numbers: the first loss is {mine:.4f}, in eager mode {theirs:.4f}")
 
 
+FEW_STEPS = 50
+"""In fewer a loss may well rise."""
+
+
 def fault(end: dict[str, Any]) -> str | None:
     """Why a contender's times mean nothing: it did not train, or its masks did not change."""
     first, last = end["losses"]
     if not end["finite"] or not last < first:
-        return f"it does not train: loss {first:.3f} at first, {last:.3f} after {end['steps']} steps"
+        advice = f"; take more --steps, {FEW_STEPS} or more" if end["finite"] and end["steps"] < FEW_STEPS else ""
+        return f"it does not train: loss {first:.3f} at first, {last:.3f} after {end['steps']} steps{advice}"
     if end["layers"] and not end["moved"]:
         return f"its masks did not change in {end['steps']} steps"
     return None
