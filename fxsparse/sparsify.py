@@ -149,6 +149,8 @@ def sparsify(
     )
     if sparsity is None:
         sparsity = 0.9
+    if not isinstance(pack_masks, bool):
+        raise ConfigError(f"pack_masks: {pack_masks!r} is neither True nor False")
     if pack_masks and chosen.kind == "channel":
         raise ConfigError("pack_masks: masks of whole channels are not stored as bits; leave it out")
     check_number("seed", seed, whole=True)

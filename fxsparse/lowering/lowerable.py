@@ -154,7 +154,6 @@ class LowerableModule(CapturedModule):
         if self._rewirer is not None:
             check_follows(self._rewirer.optimizer, self.method, bool(self._rewirer.update_count))
         self.raise_()
-        unpack_masks(self, self.sites)
         self._lower(example, layers, True, self._optimizer)
         if self._rewirer is not None:
             self._rewirer.storage_changed()
@@ -170,6 +169,7 @@ class LowerableModule(CapturedModule):
     ) -> None:
         storage, graphs = self._plan_lowering(example, layers, train, self.active_counts)
         storage.check(self, optimizer)
+        unpack_masks(self, self.sites)
         storage.store(self, optimizer)
         self._take_storage(storage, graphs)
 

@@ -175,3 +175,17 @@ def test_rewrites_and_files(tmp_path):
 def test_what_is_refused():
     with pytest.raises(fxsparse.ConfigError, match="pack_masks"):
         make(granularity="channel", pack_masks=True)
+    with pytest.raises(fxsparse.ConfigError, match="pack_masks: 'yes' is neither True nor False"):
+        make(pack_masks="yes")
+
+
+def test_a_refused_lowering_leaves_them_packed(monkeypatch):
+    packed = make(pack_masks=True)
+
+    def refuse(*args):
+        raise fxsparse.RuntimeStateError("the optimizer's state cannot come along")
+
+    monkeypatch.setattr("fxsparse.lowering.storage.LoweredStorage.check", refuse)
+    with pytest.raises(fxsparse.RuntimeStateError, match="cannot come along"):
+        packed.lower(train=True, layers="all")
+    assert all(packed.get_buffer(site.mask_name).dtype == torch.uint8 for site in packed.sites)
