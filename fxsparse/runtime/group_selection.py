@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..core.group_layout import GroupLayout
-from .update_rules import select
+from .selection import select
 
 
 def keep_in_groups(score: Tensor, mask: Tensor, drop: int, groups: GroupLayout, can_lose: int) -> Tensor:

@@ -27,7 +27,7 @@ def select_over_ranks(
     add_up: Reduce,
     before: Callable[[Tensor, bool], Tensor],
 ) -> Tensor:
-    """This rank's part of `update_rules.select` over all ranks' parts, joined in the order of their ranks.
+    """This rank's part of `selection.select` over all ranks' parts, joined in the order of their ranks.
 
     Args:
         score, candidates, count, largest: as of `select`, `score` and `candidates` this rank's parts (alike in shape,

@@ -10,15 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .selection import select
 from .sharded_selection import select_over_ranks
-from .update_rules import lottery, select
+from .update_rules import lottery
 
 
 class Whole:
     """A site that this process holds whole. Replicas that take the same decisions each by itself are whole too."""
 
     def select(self, score: Tensor, candidates: Tensor, count: int, *, largest: bool) -> Tensor:
-        """`update_rules.select` among all positions of the site."""
+        """`selection.select` among all positions of the site."""
         return select(score, candidates, count, largest=largest)
 
     def lottery(self, mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,8 +16,9 @@ from ...core.errors import ConfigError, check_number
 from ...core.masking import seeded_generator
 from ..masked_site import MaskedSite
 from ..schedule import EveryStep, Schedule, UpdateSchedule
+from ..selection import select
 from ..sites import Site
-from ..update_rules import deepr_walk, select
+from ..update_rules import deepr_walk
 from .base import Method, Moment, Pattern
 
 

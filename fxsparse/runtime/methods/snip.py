@@ -15,8 +15,8 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from ..group_selection import keep_in_groups
 from ..schedule import FirstSteps, Schedule, UpdateSchedule
+from ..selection import select
 from ..sites import Site
-from ..update_rules import select
 from .base import Method, Moment, Need, Pattern
 from .pruning import check_scope, patterns_across
 
